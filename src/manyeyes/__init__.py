@@ -1,0 +1,41 @@
+"""Manyeyes: from labelled images on any file system to a recogniser that answers in real time.
+
+The verbs of the command line are functions here; each loads its own parts when it is first used.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from manyeyes.data.ingest import ingest
+    from manyeyes.evaluation.evaluate import evaluate
+    from manyeyes.recognition.batch import predict
+    from manyeyes.recognition.predictor import Predictor
+    from manyeyes.serving.app import serve
+    from manyeyes.training.export import export
+    from manyeyes.training.trainer import train
+
+__version__ = "0.1.0"
+__all__ = ["Predictor", "evaluate", "export", "ingest", "predict", "serve", "train"]
+
+_MODULE_OF_NAME = {
+    "ingest": "manyeyes.data.ingest",
+    "train": "manyeyes.training.trainer",
+    "evaluate": "manyeyes.evaluation.evaluate",
+    "export": "manyeyes.training.export",
+    "predict": "manyeyes.recognition.batch",
+    "serve": "manyeyes.serving.app",
+    "Predictor": "manyeyes.recognition.predictor",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name in _MODULE_OF_NAME:
+        return getattr(importlib.import_module(_MODULE_OF_NAME[name]), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *__all__])

@@ -1,0 +1,201 @@
+"""Reads a dataset directory: its manifest, and its shards by row group."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from manyeyes import storage
+from manyeyes.data.manifest import SHARDS, Manifest, ShardInfo
+from manyeyes.errors import DatasetError
+from manyeyes.imaging.preprocessing import Preprocessing
+
+# Below this a dataset is checked against its SHA-256 sums whenever it is opened for training; above, page by page on reading.
+FULL_CHECK_BYTES = 1 << 30
+
+
+@dataclass(frozen=True)
+class RowGroup:
+    """Rows of one row group of a shard.
+
+    Attributes:
+        images: raw encoding: uint8 array (n, height, width, channels), a read-only view of the file's pages;
+            jpeg encoding: a list of n encoded images as bytes.
+        labels: int32 (n,).
+        paths: n source paths.
+        groups: n group names or None.
+    """
+
+    images: np.ndarray | list[bytes]
+    labels: np.ndarray
+    paths: list[str]
+    groups: list[str | None]
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+
+@dataclass(frozen=True)
+class Split:
+    """The examples of one split: shards in order; example_index counts their rows from 0."""
+
+    name: str
+    shards: tuple[ShardInfo, ...]
+
+    @cached_property
+    def num_examples(self) -> int:
+        """The number of rows in all shards."""
+        return sum(shard.num_rows for shard in self.shards)
+
+    @cached_property
+    def row_groups(self) -> tuple[tuple[int, int], ...]:
+        """(index of the shard in `shards`, row group in that shard) for every row group, in order."""
+        return tuple((s, g) for s, shard in enumerate(self.shards) for g in range(len(shard.row_group_rows)))
+
+    @cached_property
+    def row_group_rows(self) -> np.ndarray:
+        """The number of rows of every row group, int64, in the order of `row_groups`."""
+        return np.array([rows for shard in self.shards for rows in shard.row_group_rows], dtype=np.int64)
+
+    @cached_property
+    def row_group_starts(self) -> np.ndarray:
+        """The example_index of the first row of every row group, int64."""
+        return np.concatenate([[0], np.cumsum(self.row_group_rows)[:-1]]).astype(np.int64) if len(self.row_groups) else np.zeros(0, np.int64)
+
+
+class Dataset:
+    """A dataset directory opened for reading.
+
+    Args:
+        uri: where the directory is.
+        verify: "size" checks that every shard is there with its size; "full" also reads all bytes and compares their
+            SHA-256; "auto" is full below 1 GiB. The pages that are read later are always checked by their own CRC.
+
+    Raises:
+        DatasetError: no manifest, a missing or damaged shard.
+    """
+
+    def __init__(self, uri: str, verify: str = "size") -> None:
+        self.uri = str(uri)
+        self.manifest = Manifest.load(self.uri)
+        self.preprocessing = Preprocessing.from_dict(self.manifest.preprocessing)
+        if self.preprocessing.fingerprint != self.manifest.preprocessing_fingerprint:
+            raise DatasetError(
+                f"{self.uri}: the preprocessing in the manifest has fingerprint {self.preprocessing.fingerprint}, "
+                f"but the dataset was written with {self.manifest.preprocessing_fingerprint}. The manifest was changed; ingest again."
+            )
+        self.verify(verify)
+
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        """label i is class_names[i]."""
+        return self.manifest.class_names
+
+    @property
+    def image_shape(self) -> tuple[int, int, int] | None:
+        """(height, width, channels) of every stored image, or None where they differ."""
+        return self.manifest.image_shape
+
+    @property
+    def split_names(self) -> tuple[str, ...]:
+        """The splits that have examples, in the order in which they are first found."""
+        return tuple(dict.fromkeys(shard.split for shard in self.manifest.shards))
+
+    def split(self, name: str) -> Split:
+        """Return the split `name`.
+
+        Raises:
+            DatasetError: the dataset has no such split.
+        """
+        shards = tuple(shard for shard in self.manifest.shards if shard.split == name)
+        if not shards:
+            raise DatasetError(f"{self.uri} has no split {name!r}. It has: {', '.join(self.split_names) or 'none'}.")
+        return Split(name, shards)
+
+    def shard_uri(self, shard: ShardInfo) -> str:
+        """The URI of a shard's file."""
+        return storage.join(self.uri, SHARDS, shard.name)
+
+    def verify(self, how: str = "full") -> None:
+        """Compare the shards with the manifest; see the class for `how`."""
+        if how == "auto":
+            how = "full" if sum(shard.size_bytes for shard in self.manifest.shards) < FULL_CHECK_BYTES else "size"
+        for shard in self.manifest.shards:
+            uri = self.shard_uri(shard)
+            try:
+                size = storage.size_bytes(uri)
+            except FileNotFoundError:
+                raise DatasetError(f"{uri} is missing, but the manifest lists it. Restore the file or ingest again.") from None
+            if size != shard.size_bytes:
+                raise DatasetError(f"{uri} has {size} bytes, the manifest says {shard.size_bytes}. Restore the file or ingest again.")
+            if how == "full" and (found := storage.sha256_of_file(uri)) != shard.sha256:
+                raise DatasetError(
+                    f"{uri} fails its checksum: SHA-256 {found[:12]}…, the manifest says {shard.sha256[:12]}…. "
+                    "Restore the file or ingest again."
+                )
+
+    def open_shard(self, shard: ShardInfo) -> ShardReader:
+        """Open one shard for random access by row group."""
+        return ShardReader(self.shard_uri(shard), self.image_shape if self.manifest.encoding == "raw" else None)
+
+    def rows(self, shard: ShardInfo) -> Iterator[RowGroup]:
+        """Read one shard from its first row group to its last."""
+        with self.open_shard(shard) as reader:
+            for index in range(len(shard.row_group_rows)):
+                yield reader.read(index)
+
+
+class ShardReader:
+    """Random access to the row groups of one shard; not to be shared between threads."""
+
+    def __init__(self, uri: str, raw_shape: tuple[int, int, int] | None) -> None:
+        self.uri = uri
+        self._raw_shape = raw_shape
+        try:
+            if storage.is_local(uri):
+                self._file = pq.ParquetFile(uri.removeprefix("file://"), memory_map=True, page_checksum_verification=True)
+            else:
+                self._file = pq.ParquetFile(storage.open_read(uri), page_checksum_verification=True)
+        except (pa.ArrowException, OSError) as error:
+            raise DatasetError(f"{uri} can't be read: {error}. Restore the file or ingest again.") from None
+
+    def __enter__(self) -> ShardReader:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Close the file; arrays that were read stay valid."""
+        self._file.close(force=True)
+
+    def read(self, index: int, columns: Sequence[str] = ("image", "label", "group")) -> RowGroup:
+        """Read row group `index`.
+
+        Raises:
+            DatasetError: a page fails its checksum.
+        """
+        try:
+            table = self._file.read_row_group(index, columns=list(columns), use_threads=False)
+        except (pa.ArrowException, OSError) as error:
+            raise DatasetError(f"{self.uri} fails its checksum in row group {index}: {error}. Restore the file or ingest again.") from None
+        image = table.column("image").combine_chunks()
+        if isinstance(image, pa.ChunkedArray):
+            image = image.chunk(0)
+        encoded, paths = image.field("bytes"), image.field("path").to_pylist()
+        groups = table.column("group").to_pylist() if "group" in table.column_names else [None] * table.num_rows
+        labels = table.column("label").to_numpy().astype(np.int32, copy=False)
+        images: np.ndarray | list[bytes]
+        if self._raw_shape is None:
+            images = encoded.to_pylist()
+        else:
+            # All values have one length, so the data buffer of the column is the batch itself.
+            offsets = np.frombuffer(encoded.buffers()[1], dtype=np.int32, count=len(encoded) + 1, offset=4 * encoded.offset)
+            pixels = np.frombuffer(encoded.buffers()[2], dtype=np.uint8)[offsets[0] : offsets[-1]]
+            images = pixels.reshape(len(encoded), *self._raw_shape)
+        return RowGroup(images, labels, paths, groups)

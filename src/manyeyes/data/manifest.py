@@ -1,0 +1,150 @@
+"""The manifest of a dataset directory: what is in it, where it came from, and counts that balance."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from manyeyes import config, storage
+from manyeyes.errors import ConfigError, DatasetError
+
+FORMAT = "manyeyes.dataset"
+FORMAT_VERSION = 1
+MANIFEST_NAME = "manifest.json"
+SHARDS = "shards"
+QUARANTINE = "quarantine"
+SPLITS = ("train", "val", "test")
+
+Encoding = Literal["jpeg", "raw"]
+
+
+@dataclass(frozen=True)
+class ShardInfo:
+    """One Parquet file of a dataset: rows of one split, in row groups.
+
+    Attributes:
+        name: file name in `shards/` (or `quarantine/`).
+        split: "train", "val" or "test"; "" for quarantine.
+        row_group_rows: the number of rows of each row group.
+        size_bytes, sha256: of the file.
+    """
+
+    name: str
+    split: str
+    row_group_rows: tuple[int, ...]
+    size_bytes: int
+    sha256: str
+
+    @property
+    def num_rows(self) -> int:
+        """The number of rows in all row groups."""
+        return sum(self.row_group_rows)
+
+
+@dataclass(frozen=True)
+class Counts:
+    """What became of every input. seen = written + quarantined + skipped.
+
+    Attributes:
+        skipped: inputs that are not examples by design (hidden files, other file types), by reason.
+        quarantined: inputs that should have been examples but can't be, by reason code.
+        written: examples, by split and then by label (a list as long as class_names).
+    """
+
+    skipped: dict[str, int] = field(default_factory=dict)
+    quarantined: dict[str, int] = field(default_factory=dict)
+    written: dict[str, list[int]] = field(default_factory=dict)
+
+    @property
+    def num_skipped(self) -> int:
+        """Inputs that were passed over."""
+        return sum(self.skipped.values())
+
+    @property
+    def num_quarantined(self) -> int:
+        """Inputs in quarantine."""
+        return sum(self.quarantined.values())
+
+    @property
+    def num_written(self) -> int:
+        """Examples in shards."""
+        return sum(sum(by_label) for by_label in self.written.values())
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """The content of manifest.json.
+
+    Attributes:
+        class_names: label i is class_names[i].
+        encoding: "raw" (uint8 pixels of image_shape) or "jpeg" (encoded bytes in any format that is decoded).
+        preprocessing: how stored pixels were made from source bytes (see imaging.Preprocessing.to_dict).
+        image_shape: (height, width, channels) of every stored image, or None where they differ.
+        num_seen: all inputs of the source; ingest checks it against `counts`.
+        settings: what else the result depends on (seed, fractions …).
+    """
+
+    class_names: tuple[str, ...]
+    encoding: Encoding
+    preprocessing: dict[str, Any]
+    preprocessing_fingerprint: str
+    image_shape: tuple[int, int, int] | None
+    num_seen: int
+    counts: Counts
+    shards: tuple[ShardInfo, ...]
+    quarantine: tuple[ShardInfo, ...] = ()
+    source: dict[str, Any] = field(default_factory=dict)
+    settings: dict[str, Any] = field(default_factory=dict)
+    manyeyes_version: str = ""
+    format: str = FORMAT
+    format_version: int = FORMAT_VERSION
+
+    @property
+    def balances(self) -> bool:
+        """Whether seen = written + quarantined + skipped, and the shards hold what the counts say."""
+        counts = self.counts
+        return (
+            self.num_seen == counts.num_written + counts.num_quarantined + counts.num_skipped
+            and counts.num_written == sum(shard.num_rows for shard in self.shards)
+            and counts.num_quarantined == sum(shard.num_rows for shard in self.quarantine)
+        )
+
+    @property
+    def fingerprint(self) -> str:
+        """16 hex digits over the whole content: the identity of the dataset, kept in runs and bundles."""
+        return hashlib.sha256(storage.canonical_json(config.to_dict(self))).hexdigest()[:16]
+
+    def save(self, dataset_uri: str) -> None:
+        """Publish the manifest; it is the last file of an ingest."""
+        storage.write_json(storage.join(dataset_uri, MANIFEST_NAME), config.to_dict(self))
+
+    @classmethod
+    def load(cls, dataset_uri: str) -> Manifest:
+        """Read the manifest of the dataset at `dataset_uri`.
+
+        Raises:
+            DatasetError: there is none, it is damaged, or it is of another format version.
+        """
+        uri = storage.join(dataset_uri, MANIFEST_NAME)
+        try:
+            values = storage.read_json(uri)
+        except FileNotFoundError:
+            if not storage.exists(dataset_uri):
+                raise DatasetError(f"There is no dataset at {dataset_uri}. Make one with: manyeyes ingest SOURCE {dataset_uri}") from None
+            raise DatasetError(
+                f"{dataset_uri} has no {MANIFEST_NAME}: it is not a dataset, or its ingest did not finish. "
+                f"Run manyeyes ingest again with the same arguments; it goes on where it stopped."
+            ) from None
+        except ValueError as error:
+            raise DatasetError(f"{uri} is damaged: {error}. Restore it or ingest again.") from None
+        if not isinstance(values, dict) or values.get("format") != FORMAT:
+            raise DatasetError(f"{uri} is not the manifest of a Manyeyes dataset.")
+        if values.get("format_version") != FORMAT_VERSION:
+            raise DatasetError(
+                f"{uri} has format version {values.get('format_version')}, this Manyeyes reads {FORMAT_VERSION}. Ingest again."
+            )
+        try:
+            return config.from_dict(cls, values)
+        except ConfigError as error:
+            raise DatasetError(f"{uri} is damaged: {error}") from None

@@ -1,0 +1,76 @@
+"""The seam between Manyeyes and whatever runs its jobs: three methods (docs/design.md, section 2)."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Any, Protocol, TypeVar, runtime_checkable
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+
+# Set for each worker process by its engine, so that workers share the cores instead of fighting for them.
+THREADS_VARIABLE = "MANYEYES_NUM_THREADS"
+# How often a task is tried before the job fails.
+MAX_ATTEMPTS = 3
+
+
+@dataclass(frozen=True)
+class GangContext:
+    """What one worker of a gang knows about the gang: its rank in [0, world_size) and every rank's host:port."""
+
+    rank: int
+    world_size: int
+    addresses: tuple[str, ...]
+
+
+@runtime_checkable
+class Engine(Protocol):
+    """Runs jobs. `fn` and its items must be picklable; `fn` must be idempotent: a task may be retried or run twice."""
+
+    name: str
+    num_workers: int
+
+    def map(
+        self,
+        fn: Callable[[Item], Result],
+        items: Iterable[Item],
+        *,
+        on_result: Callable[[int, Result], None] | None = None,
+    ) -> list[Result]:
+        """Return `[fn(item) for item in items]`, in order.
+
+        `items` is consumed as workers come free, so it may be larger than memory. `on_result(index, result)` is called
+        in the driver as each task ends, in the order of completion.
+
+        Raises:
+            TaskError: a task failed on every attempt.
+        """
+        ...
+
+    def map_reduce(
+        self, map_fn: Callable[[Item], Result], reduce_fn: Callable[[Result, Result], Result], items: Iterable[Item]
+    ) -> Result | None:
+        """Reduce `map_fn(item)` over all items by `reduce_fn`, which is associative and commutative; None if no items."""
+        ...
+
+    def gang(self, fn: Callable[[GangContext], Result], world_size: int) -> list[Result]:
+        """Run `fn` in `world_size` workers at once and return the results by rank; all or nothing."""
+        ...
+
+
+def available_cores() -> int:
+    """The number of CPU cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def threads_per_worker() -> int:
+    """The number of threads that the current process should use: set by its engine, else all cores."""
+    value = os.environ.get(THREADS_VARIABLE, "")
+    return int(value) if value.isdigit() and int(value) > 0 else available_cores()
+
+
+def describe_failure(fn: Callable[..., Any]) -> str:
+    """A readable name of a task's function, also when it is a functools.partial."""
+    return getattr(getattr(fn, "func", fn), "__qualname__", repr(fn))

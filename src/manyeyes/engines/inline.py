@@ -1,0 +1,65 @@
+"""The inline engine: a loop in the driver's own process, for debugging and tests."""
+
+from __future__ import annotations
+
+import functools
+import traceback
+from collections.abc import Callable, Iterable
+
+from manyeyes.engines.base import MAX_ATTEMPTS, GangContext, Item, Result, describe_failure
+from manyeyes.errors import ManyeyesError, TaskError, UsageError
+
+
+class InlineEngine:
+    """Runs every task in the calling process, one after the other."""
+
+    name = "inline"
+    num_workers = 1
+
+    def map(
+        self,
+        fn: Callable[[Item], Result],
+        items: Iterable[Item],
+        *,
+        on_result: Callable[[int, Result], None] | None = None,
+    ) -> list[Result]:
+        """See Engine.map."""
+        results = []
+        for index, item in enumerate(items):
+            result = _attempt(fn, item, index)
+            if on_result is not None:
+                on_result(index, result)
+            results.append(result)
+        return results
+
+    def map_reduce(
+        self, map_fn: Callable[[Item], Result], reduce_fn: Callable[[Result, Result], Result], items: Iterable[Item]
+    ) -> Result | None:
+        """See Engine.map_reduce."""
+        mapped = (_attempt(map_fn, item, index) for index, item in enumerate(items))
+        first = next(mapped, None)
+        return None if first is None else functools.reduce(reduce_fn, mapped, first)
+
+    def gang(self, fn: Callable[[GangContext], Result], world_size: int) -> list[Result]:
+        """See Engine.gang; only a gang of one is possible in one process."""
+        if world_size != 1:
+            raise UsageError(f"The inline engine runs one worker, not {world_size}. Use --engine local.")
+        return [fn(GangContext(rank=0, world_size=1, addresses=("127.0.0.1:0",)))]
+
+
+def create(num_workers: int | None = None) -> InlineEngine:
+    """Make the engine; it has one worker whatever is asked for."""
+    return InlineEngine()
+
+
+def _attempt(fn: Callable[[Item], Result], item: Item, index: int) -> Result:
+    for attempt in range(1, MAX_ATTEMPTS + 1):
+        try:
+            return fn(item)
+        except ManyeyesError:
+            raise  # it is said on purpose: trying again would say the same
+        except Exception as error:
+            if attempt == MAX_ATTEMPTS:
+                message = f"Task {index} ({describe_failure(fn)}) failed {attempt} times: {error!r}"
+                raise TaskError(message, traceback.format_exc()) from error
+    raise AssertionError("unreachable")

@@ -1,0 +1,1 @@
+"""Images as uint8 arrays: decode, geometry, preprocessing and augmentation, all pure functions on OpenCV."""

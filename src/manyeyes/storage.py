@@ -1,0 +1,182 @@
+"""Files on any URI that fsspec knows: open, list, and publish whole (write aside, then rename)."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import io
+import json
+import os
+import posixpath
+import uuid
+from collections.abc import Iterator
+from typing import IO, Any
+
+import fsspec
+from fsspec.core import url_to_fs
+
+from manyeyes.errors import MissingExtraError, UsageError
+
+# A file that is being written; readers and listings pass over it.
+ASIDE_MARK = ".aside-"
+
+_EXTRA_OF_PROTOCOL = {"s3": "s3", "s3a": "s3", "hdfs": "hdfs"}
+
+
+def is_local(uri: str | os.PathLike[str]) -> bool:
+    """Whether `uri` is a path on this machine."""
+    text = os.fspath(uri)
+    return "://" not in text or text.startswith("file://")
+
+
+def filesystem(uri: str | os.PathLike[str]) -> tuple[fsspec.AbstractFileSystem, str]:
+    """Return the fsspec file system of `uri` and the path in it.
+
+    Raises:
+        UsageError: the protocol is unknown.
+        MissingExtraError: its library is not installed.
+    """
+    text = os.fspath(uri)
+    try:
+        fs, path = url_to_fs(text)
+    except ImportError:
+        protocol = text.split("://", 1)[0]
+        raise MissingExtraError(f"{protocol}://", _EXTRA_OF_PROTOCOL.get(protocol, protocol)) from None
+    except ValueError as error:
+        raise UsageError(f"{text} can't be opened: {error}") from None
+    return fs, path
+
+
+def join(uri: str | os.PathLike[str], *parts: str) -> str:
+    """Join path parts to a URI with forward slashes."""
+    return posixpath.join(os.fspath(uri), *parts)
+
+
+def exists(uri: str | os.PathLike[str]) -> bool:
+    """Whether a file or a directory is at `uri`."""
+    fs, path = filesystem(uri)
+    return bool(fs.exists(path))
+
+
+def is_directory(uri: str | os.PathLike[str]) -> bool:
+    """Whether a directory is at `uri`."""
+    fs, path = filesystem(uri)
+    return bool(fs.isdir(path))
+
+
+def size_bytes(uri: str | os.PathLike[str]) -> int:
+    """Return the size of the file at `uri`, in bytes. Raises FileNotFoundError."""
+    fs, path = filesystem(uri)
+    return int(fs.size(path))
+
+
+def open_read(uri: str | os.PathLike[str]) -> IO[bytes]:
+    """Open the file at `uri` for reading bytes."""
+    fs, path = filesystem(uri)
+    return fs.open(path, "rb")
+
+
+def read_bytes(uri: str | os.PathLike[str], start: int | None = None, end: int | None = None) -> bytes:
+    """Return the bytes [start, end) of the file at `uri`, or all of them."""
+    fs, path = filesystem(uri)
+    return fs.cat_file(path, start=start, end=end)
+
+
+def read_json(uri: str | os.PathLike[str]) -> Any:
+    """Parse the JSON file at `uri`."""
+    return json.loads(read_bytes(uri))
+
+
+def list_files(uri: str | os.PathLike[str], suffix: str = "") -> list[str]:
+    """Return the sorted names of the files directly in the directory `uri` (empty if it does not exist)."""
+    fs, path = filesystem(uri)
+    if not fs.isdir(path):
+        return []
+    names = [posixpath.basename(entry["name"]) for entry in fs.ls(path, detail=True) if entry["type"] == "file"]
+    return sorted(name for name in names if name.endswith(suffix) and ASIDE_MARK not in name)
+
+
+def make_directory(uri: str | os.PathLike[str]) -> None:
+    """Create the directory `uri` and its parents; do nothing if it exists."""
+    fs, path = filesystem(uri)
+    fs.makedirs(path, exist_ok=True)
+
+
+def remove(uri: str | os.PathLike[str], *, recursive: bool = False) -> None:
+    """Remove what is at `uri`, if anything."""
+    fs, path = filesystem(uri)
+    with contextlib.suppress(FileNotFoundError):
+        fs.rm(path, recursive=recursive)
+
+
+def rename(source: str | os.PathLike[str], target: str | os.PathLike[str]) -> None:
+    """Rename a file or directory within one file system; on local disk this replaces an existing file atomically."""
+    fs, source_path = filesystem(source)
+    _, target_path = filesystem(target)
+    if is_local(source):
+        os.replace(source_path, target_path)
+    else:
+        fs.mv(source_path, target_path, recursive=fs.isdir(source_path))
+
+
+@contextlib.contextmanager
+def publish(uri: str | os.PathLike[str]) -> Iterator[IO[bytes]]:
+    """Write a file that appears whole or not at all.
+
+    The bytes go to a file beside `uri`, which is renamed on a clean exit and removed on an exception. An object store
+    (S3) has no rename: there the bytes are kept in memory and sent by one PUT, which is as atomic.
+    """
+    fs, path = filesystem(uri)
+    parent = posixpath.dirname(path)
+    if fs.protocol in ("s3", ("s3", "s3a"), "memory") or (isinstance(fs.protocol, tuple) and "s3" in fs.protocol):
+        buffer = io.BytesIO()
+        yield buffer
+        fs.makedirs(parent, exist_ok=True)
+        fs.pipe_file(path, buffer.getvalue())
+        return
+    fs.makedirs(parent, exist_ok=True)
+    aside = posixpath.join(parent, f"{ASIDE_MARK}{uuid.uuid4().hex[:12]}-{posixpath.basename(path)}")
+    try:
+        if is_local(uri):
+            with open(aside, "wb") as local_file:
+                yield local_file
+                local_file.flush()
+                os.fsync(local_file.fileno())
+            os.replace(aside, path)
+        else:
+            with fs.open(aside, "wb") as remote_file:
+                yield remote_file
+            with contextlib.suppress(FileNotFoundError):
+                fs.rm(path)
+            fs.mv(aside, path)
+    except BaseException:
+        with contextlib.suppress(Exception):
+            fs.rm(aside)
+        raise
+
+
+def write_bytes(uri: str | os.PathLike[str], content: bytes) -> None:
+    """Publish `content` at `uri`."""
+    with publish(uri) as file:
+        file.write(content)
+
+
+def write_json(uri: str | os.PathLike[str], content: Any) -> None:
+    """Publish `content` as JSON with sorted keys, so that equal content has equal bytes."""
+    write_bytes(uri, canonical_json(content, indent=1))
+
+
+def canonical_json(content: Any, indent: int | None = None) -> bytes:
+    """Return `content` as JSON bytes that depend on nothing but the content."""
+    separators = (",", ":") if indent is None else (",", ": ")
+    text = json.dumps(content, sort_keys=True, ensure_ascii=False, indent=indent, separators=separators, allow_nan=False)
+    return (text + ("\n" if indent is not None else "")).encode()
+
+
+def sha256_of_file(uri: str | os.PathLike[str]) -> str:
+    """Return the SHA-256 of the file at `uri`, in hex."""
+    digest = hashlib.sha256()
+    with open_read(uri) as file:
+        while chunk := file.read(1 << 20):
+            digest.update(chunk)
+    return digest.hexdigest()
