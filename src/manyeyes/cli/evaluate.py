@@ -1,0 +1,4 @@
+"""`manyeyes evaluate`."""
+def command() -> None:
+    """Not written yet."""
+    raise NotImplementedError

@@ -1,0 +1,4 @@
+"""`manyeyes export`."""
+def command() -> None:
+    """Not written yet."""
+    raise NotImplementedError

@@ -1,0 +1,4 @@
+"""`manyeyes ingest`."""
+def command() -> None:
+    """Not written yet."""
+    raise NotImplementedError

@@ -1,0 +1,4 @@
+"""`manyeyes predict`."""
+def command() -> None:
+    """Not written yet."""
+    raise NotImplementedError

@@ -1,0 +1,4 @@
+"""`manyeyes serve`."""
+def command() -> None:
+    """Not written yet."""
+    raise NotImplementedError

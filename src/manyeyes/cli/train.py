@@ -1,0 +1,4 @@
+"""`manyeyes train`."""
+def command() -> None:
+    """Not written yet."""
+    raise NotImplementedError
