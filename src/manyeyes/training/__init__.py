@@ -1,0 +1,1 @@
+"""Training: settings, the step, the strategy, the loop, checkpoints and runs."""
