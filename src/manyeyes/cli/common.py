@@ -32,6 +32,13 @@ def console() -> Console:
     return Console(stderr=True, highlight=False)
 
 
+def output() -> Console:
+    """The console for results that people read: standard output; `soft_wrap=True` keeps a line in one piece."""
+    from rich.console import Console
+
+    return Console(highlight=False)
+
+
 def print_json(content: Any) -> None:
     """Print one JSON document on standard output."""
     sys.stdout.write(json.dumps(content, ensure_ascii=False, indent=2, allow_nan=False) + "\n")
