@@ -62,7 +62,9 @@ class Preprocessing:
             raise ConfigError(f"channels={self.channels} is not possible. Use 3 (RGB) or 1 (grey).")
         for step in self.steps:
             if step.height < 1 or step.width < 1:
-                raise ConfigError(f"{step.op} to {step.height} x {step.width} pixels is not possible. Use sizes of at least 1.")
+                raise ConfigError(
+                    f"{step.op} to {step.height} x {step.width} pixels is not possible. Use sizes of at least 1."
+                )
 
     @classmethod
     def for_size(
@@ -89,7 +91,9 @@ class Preprocessing:
 
     def then(self, other: Preprocessing) -> Preprocessing:
         """The steps of this one, then those of `other`; channels are those of `other`."""
-        return Preprocessing(other.channels, self.background, other.interpolation, self.steps + other.steps, self.decoder)
+        return Preprocessing(
+            other.channels, self.background, other.interpolation, self.steps + other.steps, self.decoder
+        )
 
     @property
     def output_shape(self) -> tuple[int, int, int] | None:
