@@ -1,4 +1,77 @@
 """`manyeyes predict`."""
-def command() -> None:
-    """Not written yet."""
-    raise NotImplementedError
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from manyeyes.cli import common
+
+_MAX_CLASSES_SHOWN = 15
+
+
+def command(
+    bundle: Annotated[str, typer.Argument(help="The bundle that recognises.", show_default=False)],
+    source: Annotated[
+        str,
+        typer.Argument(
+            help="An image, a folder, a pattern in quotes, a table or a dataset directory.", show_default=False
+        ),
+    ],
+    out: Annotated[str, typer.Argument(help="The file to write; ends in .parquet or .jsonl.", show_default=False)],
+    top_k: Annotated[int, typer.Option(help="Classes to keep per image.")] = 5,
+    batch_size: Annotated[int, typer.Option(help="Images that the model takes at once.")] = 32,
+    split: Annotated[str | None, typer.Option(help="Of a dataset: train, val or test; default: all.")] = None,
+    backend: Annotated[str | None, typer.Option(help="auto, openvino or onnxruntime; default: the bundle's.")] = None,
+    engine: common.EngineName = "local",
+    workers: common.NumWorkers = None,
+    json_output: common.JsonOutput = False,
+) -> None:
+    """Recognise every image of SOURCE by a BUNDLE and write one row an image to OUT.
+
+    Example: `manyeyes predict bundles/fashion photos/ predictions.parquet`
+    """
+    from rich.table import Table
+
+    from manyeyes import config
+    from manyeyes.engines.registry import create_engine
+    from manyeyes.recognition.batch import predict
+
+    with common.progress_bar("images", hidden=json_output) as progress:
+        task = progress.add_task("Predicting", total=None)
+        result = predict(
+            bundle,
+            source,
+            out,
+            engine=create_engine(engine, workers),
+            top_k=top_k,
+            batch_size=batch_size,
+            split=split,
+            backend=backend,  # type: ignore[arg-type]
+            on_progress=lambda num_done: progress.update(task, completed=num_done),
+        )
+    if json_output:
+        common.print_json(config.to_dict(result))
+        return
+    console = common.output()
+    table = Table(title="Predicted classes", title_justify="left")
+    table.add_column("class")
+    table.add_column("images", justify="right")
+    for class_name, number in list(result.predicted.items())[:_MAX_CLASSES_SHOWN]:
+        table.add_row(class_name, f"{number:,}")
+    if (num_more := len(result.predicted) - _MAX_CLASSES_SHOWN) > 0:
+        table.add_row(f"… {num_more} more", f"{sum(list(result.predicted.values())[_MAX_CLASSES_SHOWN:]):,}")
+    console.print(table)
+    console.print(
+        f"{result.num_seen:,} seen = {result.num_predicted:,} predicted + {result.num_failed:,} failed"
+        f"{_listed(result.failed)}; {sum(result.skipped.values()):,} other files passed over{_listed(result.skipped)}.",
+        soft_wrap=True,
+    )
+    console.print(
+        f"{result.seconds:.1f} s, {result.images_per_second:,.0f} images/s. Written: {result.out}", soft_wrap=True
+    )
+
+
+def _listed(counts: dict[str, int]) -> str:
+    return f" ({', '.join(f'{reason}: {number:,}' for reason, number in counts.items())})" if counts else ""

@@ -1,0 +1,1 @@
+"""Recognition without Keras: bundles, predictors and batch prediction."""

@@ -1,0 +1,227 @@
+"""From images to predictions, by a bundle, without Keras in the process."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import cv2
+import numpy as np
+
+from manyeyes.errors import BundleError, ImageError, UsageError
+from manyeyes.imaging.decode import DecodeLimits
+from manyeyes.imaging.preprocessing import Preprocessing
+from manyeyes.recognition.backends import Backend, create_backend
+from manyeyes.recognition.bundle import MODEL_NAME, BackendName, Bundle, GoldenExamples, Precision
+
+# How far a logit may be from the trained model's, as a share of the largest absolute logit (at least 1).
+LOGIT_TOLERANCE: dict[Precision, float] = {"float32": 1e-4, "bfloat16": 5e-2}
+
+
+@dataclass(frozen=True)
+class ClassProbability:
+    """One class and how likely it is."""
+
+    label: int
+    class_name: str
+    probability: float
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """The answer for one image.
+
+    Attributes:
+        label, class_name, probability: of the likeliest class.
+        top_k: the k likeliest classes, the likeliest first.
+    """
+
+    label: int
+    class_name: str
+    probability: float
+    top_k: tuple[ClassProbability, ...]
+
+
+class Predictor:
+    """A bundle that is ready to recognise; its methods may be called from several threads.
+
+    Make one with `Predictor.load`.
+    """
+
+    def __init__(self, bundle: Bundle, backend: Backend) -> None:
+        self.bundle = bundle
+        self.backend = backend
+        self.class_names = bundle.class_names
+        self.preprocessing = bundle.preprocessing
+        self._temperature = bundle.info.temperature
+
+    @classmethod
+    def load(
+        cls,
+        bundle_uri: str,
+        backend: BackendName | None = None,
+        *,
+        replay_golden: bool = True,
+        num_threads: int | None = None,
+    ) -> Predictor:
+        """Open and check the bundle at `bundle_uri`, compile its model, and replay its golden examples.
+
+        Args:
+            backend: "auto", "openvino" or "onnxruntime"; default: the one that the bundle prefers.
+            replay_golden: False skips the replay, where this process has just made it.
+            num_threads: for one call of the model; default: what the engine gave to this process, else all cores.
+
+        Raises:
+            BundleError: the bundle is damaged, or does not do here what it did at export.
+            MissingExtraError: no backend is installed.
+        """
+        bundle = Bundle.load(bundle_uri)
+        predictor = cls(
+            bundle,
+            create_backend(
+                bundle.read_file(MODEL_NAME),
+                backend=backend or bundle.info.backend,
+                precision=bundle.info.precision,
+                num_threads=num_threads,
+            ),
+        )
+        if predictor.backend.input_shape != bundle.info.input_shape:
+            raise BundleError(
+                f"{bundle.uri}: the model takes images of {predictor.backend.input_shape}, "
+                f"the bundle says {bundle.info.input_shape}. Export the run again."
+            )
+        if replay_golden:
+            predictor.replay(bundle.golden_examples())
+        return predictor
+
+    def replay(self, golden: GoldenExamples) -> float:
+        """Compare this machine's answers with the trained model's.
+
+        Returns:
+            The largest absolute difference of a logit.
+
+        Raises:
+            BundleError: pixels differ at all, a logit differs by more than the tolerance of the precision, or another
+                class comes first although its lead is larger than the tolerance.
+        """
+        where = self.bundle.uri
+        for name, encoded, expected in zip(golden.names, golden.encoded, golden.pixels, strict=True):
+            try:
+                pixels = self.preprocessing(encoded)
+            except ImageError as error:
+                raise BundleError(f"{where}: golden example {name!r} can't be decoded here: {error}") from None
+            if pixels.shape != expected.shape:
+                raise BundleError(
+                    f"{where}: golden example {name!r} gives an image of {pixels.shape} here, "
+                    f"{expected.shape} at export. Export the run again."
+                )
+            if not np.array_equal(pixels, expected):
+                difference = np.abs(pixels.astype(np.int16) - expected)
+                raise BundleError(
+                    f"{where}: golden example {name!r} gives other pixels than at export: "
+                    f"{np.count_nonzero(difference)} of {difference.size} values differ, by up to {difference.max()}. "
+                    "Preprocessing or image decoder are not those of the export; export the run again here."
+                )
+        logits = self.logits(golden.pixels)
+        if logits.shape != golden.logits.shape or logits.shape[1] != len(self.class_names):
+            raise BundleError(
+                f"{where}: the model gives logits of shape {logits.shape}, expected {golden.logits.shape} "
+                f"for {len(self.class_names)} classes. Export the run again."
+            )
+        tolerance = self.logit_tolerance(golden.logits)
+        for name, found, wanted in zip(golden.names, logits, golden.logits, strict=True):
+            difference = float(np.max(np.abs(found - wanted)))
+            if not difference <= tolerance:  # NaN must not pass
+                raise BundleError(
+                    f"{where}: golden example {name!r}: a logit differs by {difference:.3g} from the trained model; "
+                    f"{tolerance:.3g} is allowed in {self.backend.precision} ({self.backend.name}). "
+                    "Export the run again."
+                )
+            second, first = np.sort(wanted)[-2:] if len(wanted) > 1 else (-np.inf, wanted[0])
+            if first - second > tolerance and int(np.argmax(found)) != int(np.argmax(wanted)):
+                raise BundleError(
+                    f"{where}: golden example {name!r} is {self.class_names[int(np.argmax(found))]!r} here, but was "
+                    f"{self.class_names[int(np.argmax(wanted))]!r} at export. Export the run again."
+                )
+        return float(np.max(np.abs(logits - golden.logits)))
+
+    def logit_tolerance(self, logits: np.ndarray) -> float:
+        """How far a logit may be from `logits` of the trained model, in the precision of this predictor."""
+        return LOGIT_TOLERANCE[self.backend.precision] * max(1.0, float(np.max(np.abs(logits))))
+
+    def preprocess(
+        self, image: bytes | np.ndarray, limits: DecodeLimits | None = None, preprocessing: Preprocessing | None = None
+    ) -> np.ndarray:
+        """Encoded bytes, or decoded pixels of any size, to the model's input.
+
+        Args:
+            image: encoded bytes, or a uint8 array (height, width, 3 or 1) or (height, width), RGB.
+            preprocessing: what is left to do, where a part was done already; default: all.
+
+        Returns:
+            uint8 array of the model's input shape.
+
+        Raises:
+            ImageError: the bytes can't be decoded, or exceed the limits.
+            UsageError: an array is of another type or shape.
+        """
+        preprocessing = preprocessing or self.preprocessing
+        if isinstance(image, np.ndarray):
+            return preprocessing.apply(_with_channels(image, preprocessing.channels))
+        return preprocessing(image, limits)
+
+    def logits(self, batch: np.ndarray) -> np.ndarray:
+        """Map a batch of model inputs, uint8 (n, height, width, channels), to float32 logits (n, classes)."""
+        if batch.dtype != np.uint8 or batch.shape[1:] != self.bundle.info.input_shape:
+            raise UsageError(
+                f"The batch is {batch.dtype} {batch.shape}; expected uint8, n images of {self.bundle.info.input_shape}."
+            )
+        return self.backend.run(np.ascontiguousarray(batch))
+
+    def probabilities(self, batch: np.ndarray) -> np.ndarray:
+        """Map a batch of model inputs to float64 probabilities (n, classes)."""
+        return softmax(self.logits(batch), self._temperature)
+
+    def predict(self, images: Sequence[bytes | np.ndarray], top_k: int = 5) -> list[Prediction]:
+        """Recognise images, each encoded bytes or a decoded uint8 array (height, width, channels) of any size.
+
+        Raises:
+            ImageError: an image can't be decoded.
+            UsageError: `top_k` is below 1, or an array is of another type.
+        """
+        return self.predict_pixels(np.stack([self.preprocess(image) for image in images]), top_k) if len(images) else []
+
+    def predict_pixels(self, batch: np.ndarray, top_k: int = 5) -> list[Prediction]:
+        """Recognise a batch of model inputs, uint8 (n, height, width, channels)."""
+        if top_k < 1:
+            raise UsageError(f"top_k={top_k} is below 1. Ask for at least one class.")
+        probabilities = self.probabilities(batch)
+        # Stable, so that equal probabilities come in the order of the labels on every machine.
+        order = np.argsort(-probabilities, axis=1, kind="stable")[:, :top_k]
+        predictions = []
+        for row, labels in zip(probabilities, order.tolist(), strict=True):
+            candidates = tuple(ClassProbability(k, self.class_names[k], float(row[k])) for k in labels)
+            predictions.append(
+                Prediction(candidates[0].label, candidates[0].class_name, candidates[0].probability, candidates)
+            )
+        return predictions
+
+
+def softmax(logits: np.ndarray, temperature: float = 1.0) -> np.ndarray:
+    """Map logits (n, classes), divided by `temperature`, to float64 probabilities (n, classes); never overflows."""
+    scaled = logits.astype(np.float64) / temperature
+    exponentials = np.exp(scaled - scaled.max(axis=1, keepdims=True))
+    return exponentials / exponentials.sum(axis=1, keepdims=True)
+
+
+def _with_channels(image: np.ndarray, channels: int) -> np.ndarray:
+    if image.dtype != np.uint8 or image.ndim not in (2, 3) or (image.ndim == 3 and image.shape[2] not in (1, 3)):
+        raise UsageError(
+            f"The image is an array of {image.dtype} {image.shape}; expected uint8 (height, width, 3 or 1)."
+        )
+    image = image.reshape(*image.shape[:2], -1)
+    if image.shape[2] == channels:
+        return image
+    if channels == 3:
+        return np.repeat(image, 3, axis=2)
+    return cv2.cvtColor(image, cv2.COLOR_RGB2GRAY)[:, :, None]
