@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import hashlib
+import io
 import os
 from collections.abc import Generator
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
@@ -22,3 +26,106 @@ def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]) ->
         report.outcome = "failed"
         report.longrepr = f"{item.nodeid} was skipped ({reason}), but MANYEYES_REQUIRE_ALL=1 forbids it."
     return report
+
+
+@pytest.fixture(scope="session")
+def small_dataset(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """A raw dataset of 24 x 20 pixel images in three classes: mostly red, mostly green, mostly blue."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    from manyeyes.data.manifest import Counts, Manifest, ShardInfo
+    from manyeyes.imaging.preprocessing import Preprocessing
+
+    uri = tmp_path_factory.mktemp("small") / "dataset"
+    (uri / "shards").mkdir(parents=True)
+    draw = np.random.default_rng(0)
+    shards, written = [], {}
+    for split, num_examples in (("train", 96), ("val", 45), ("test", 30)):
+        labels = np.arange(num_examples, dtype=np.int32) % 3
+        pixels = draw.integers(0, 120, (num_examples, 24, 20, 3), dtype=np.uint8)
+        pixels[np.arange(num_examples), :, :, labels] += 100
+        rows = {
+            "image": [{"bytes": image.tobytes(), "path": f"{split}/{i}.png"} for i, image in enumerate(pixels)],
+            "label": labels,
+            "group": [None] * num_examples,
+        }
+        schema = pa.schema(
+            [
+                ("image", pa.struct([("bytes", pa.binary()), ("path", pa.string())])),
+                ("label", pa.int32()),
+                ("group", pa.string()),
+            ]
+        )
+        buffer = io.BytesIO()
+        table = pa.Table.from_pydict(rows, schema=schema)
+        pq.write_table(table, buffer, row_group_size=16, use_dictionary=False, write_page_checksum=True)
+        content = buffer.getvalue()
+        name = f"{split}-00000.parquet"
+        (uri / "shards" / name).write_bytes(content)
+        sizes = tuple(min(16, num_examples - start) for start in range(0, num_examples, 16))
+        shards.append(ShardInfo(name, split, sizes, len(content), hashlib.sha256(content).hexdigest()))
+        written[split] = np.bincount(labels, minlength=3).tolist()
+    preprocessing = Preprocessing.for_size(24, 20)
+    Manifest(
+        class_names=("red", "green", "blue"),
+        encoding="raw",
+        preprocessing=preprocessing.to_dict(),
+        preprocessing_fingerprint=preprocessing.fingerprint,
+        image_shape=(24, 20, 3),
+        num_seen=171,
+        counts=Counts(written=written),
+        shards=tuple(shards),
+    ).save(str(uri))
+    return str(uri)
+
+
+@pytest.fixture(scope="session")
+def small_run(small_dataset: str, tmp_path_factory: pytest.TempPathFactory) -> str:
+    """A run of a tiny CNN on `small_dataset`, trained until it tells the classes apart."""
+    import keras
+
+    from manyeyes.data.dataset import Dataset
+    from manyeyes.imaging.preprocessing import Preprocessing
+    from manyeyes.models.registry import ModelConfig, build
+    from manyeyes.training import checkpoint, weights
+    from manyeyes.training.run import Run
+
+    dataset = Dataset(small_dataset)
+    row_groups = [rows for shard in dataset.split("train").shards for rows in dataset.rows(shard)]
+    images = np.concatenate([rows.images for rows in row_groups])
+    labels = np.concatenate([rows.labels for rows in row_groups])
+    keras.utils.set_random_seed(1)
+    config = ModelConfig("cnn", (24, 20, 3), 3, options={"width": 4, "stages": 2, "convolutions": 1})
+    model = build(config)
+    loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+    model.compile(optimizer=keras.optimizers.Adam(0.02), loss=loss)
+    model.fit(images, labels, batch_size=16, epochs=15, verbose=0)
+    uri = str(tmp_path_factory.mktemp("small") / "run")
+    Run(
+        uri=uri,
+        class_names=dataset.class_names,
+        model=config,
+        preprocessing=dataset.preprocessing,
+        extra_preprocessing=Preprocessing(),
+        dataset=small_dataset,
+        dataset_fingerprint=dataset.manifest.fingerprint,
+        precision="float32",
+        averages=False,
+        settings={},
+        versions={},
+        command=(),
+    ).save()
+    state = checkpoint.TrainState(15, 0, 90, 1, "", dataset.manifest.fingerprint, finished=True)
+    checkpoint.save(str(Path(uri) / checkpoint.CHECKPOINTS), state, {"model": weights.arrays_of(model.variables)})
+    return uri
+
+
+@pytest.fixture(scope="session")
+def small_bundle(small_run: str, tmp_path_factory: pytest.TempPathFactory) -> str:
+    """`small_run`, exported in float32. Read it; to change it make a copy."""
+    from manyeyes.training.export import export
+
+    uri = str(tmp_path_factory.mktemp("small") / "bundle")
+    export(small_run, uri)
+    return uri
