@@ -1,4 +1,88 @@
 """`manyeyes train`."""
-def command() -> None:
-    """Not written yet."""
-    raise NotImplementedError
+
+from __future__ import annotations
+
+import dataclasses
+import shlex
+import sys
+from typing import Annotated
+
+import typer
+
+from manyeyes.cli.common import JsonOutput, console, print_json
+
+
+def command(
+    dataset: Annotated[str, typer.Argument(help="Dataset directory, made by `manyeyes ingest`.")],
+    out: Annotated[str, typer.Option("--out", "-o", help="Run directory to write.")],
+    model: Annotated[str | None, typer.Option("--model", "-m", help="Name of the model; default: cnn.")] = None,
+    recipe: Annotated[str | None, typer.Option("--recipe", help="TOML file of settings, e.g. one of configs/.")] = None,
+    epochs: Annotated[int | None, typer.Option("--epochs", help="Passes over the training examples.")] = None,
+    batch_size: Annotated[
+        int | None, typer.Option("--batch-size", help="Examples per step, over all workers; 1 is plain SGD.")
+    ] = None,
+    learning_rate: Annotated[float | None, typer.Option("--learning-rate", help="Peak of the schedule.")] = None,
+    optimizer: Annotated[str | None, typer.Option("--optimizer", help="sgd, adamw, lamb, lars or muon.")] = None,
+    precision: Annotated[str | None, typer.Option("--precision", help="auto, float32, bfloat16 or float16.")] = None,
+    seed: Annotated[
+        int | None, typer.Option("--seed", help="Of initial weights, order, augmentation, dropout.")
+    ] = None,
+    assignments: Annotated[
+        list[str] | None,
+        typer.Option("--set", help="Any setting, e.g. --set schedule.name=one_cycle; may be repeated."),
+    ] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on with the run at --out where it stopped.")] = False,
+    as_json: JsonOutput = False,
+) -> None:
+    """Train a model on a dataset.
+
+    Later settings win: defaults, recipe, options, --set. Ctrl-C saves a checkpoint, from which --resume goes on.
+
+    Example: `manyeyes train digits --model cnn --epochs 5 --out runs/digits`
+    """
+    from manyeyes.training import live
+    from manyeyes.training.run import Run
+    from manyeyes.training.settings import TrainSettings
+    from manyeyes.training.trainer import resume_command, train
+
+    options = {
+        "model.name": model,
+        "train.epochs": epochs,
+        "train.global_batch_size": batch_size,
+        "optimizer.learning_rate": learning_rate,
+        "optimizer.name": optimizer,
+        "train.precision": precision,
+        "train.seed": seed,
+    }
+    chosen = [f"{key}={value}" for key, value in options.items() if value is not None] + (assignments or [])
+    base = Run.open(out).settings if resume else None
+    settings = TrainSettings.load(recipe, chosen, base)
+    out_console = console()
+    with live.live_line(out_console) as show:
+        result = train(dataset, out, settings, resume=resume, on_event=show, command=("manyeyes", *sys.argv[1:]))
+    if as_json:
+        print_json(dataclasses.asdict(result))
+    if result.interrupted_by is not None:
+        saved = f"Interrupted after step {result.global_step}; a checkpoint is saved."
+        out_console.print(f"{saved} Go on with: {resume_command(dataset, out)}", soft_wrap=True, markup=False)
+        raise typer.Exit(128 + result.interrupted_by)
+    if not as_json:
+        typer.echo(_summary(result, dataset))
+
+
+def _summary(result: object, dataset: str) -> str:
+    from manyeyes.training.trainer import TrainResult
+
+    assert isinstance(result, TrainResult)
+    if result.val_accuracy is not None:
+        reached = f"val accuracy {result.val_accuracy:.2%} (epoch {result.best_epoch} of {result.epochs})"
+    elif result.accuracy is not None:
+        reached = f"train accuracy {result.accuracy:.2%}; no val split to measure on"
+    else:
+        reached = "nothing left to do"
+    early = ", stopped early" if result.stopped_early else ""
+    return (
+        f"{reached}{early}; {result.seconds:.0f} s at {result.images_per_second:,.0f} images/s\n"
+        f"run: {result.run}\n"
+        f"next: manyeyes evaluate {shlex.quote(result.run)} {shlex.quote(dataset)}"
+    )

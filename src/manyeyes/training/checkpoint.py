@@ -16,7 +16,7 @@ import hashlib
 import posixpath
 import uuid
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -122,7 +122,7 @@ def load(directory: str, name: str) -> Checkpoint:
         for file, sha256 in state.sha256.items():
             content = storage.read_bytes(storage.join(uri, file))
             if hashlib.sha256(content).hexdigest() != sha256:
-                raise CheckpointError(f"{uri}/{file} fails its checksum. Delete {uri}; --resume takes the one before.")
+                raise CheckpointError(f"{uri}/{file} fails its checksum.")
             arrays[posixpath.splitext(file)[0]] = load_safetensors(content)
     except FileNotFoundError as error:
         raise CheckpointError(f"The checkpoint {uri} is incomplete or missing: {error}.") from None
@@ -131,13 +131,13 @@ def load(directory: str, name: str) -> Checkpoint:
     return Checkpoint(state, arrays)
 
 
-def load_latest(directory: str) -> Checkpoint | None:
-    """The newest checkpoint that is whole; a damaged one is passed over with a warning; None if there is none."""
+def load_latest(directory: str, on_damaged: Callable[[str], None] = warnings.warn) -> Checkpoint | None:
+    """The newest checkpoint that is whole, or None; a damaged one is told to `on_damaged` and passed over."""
     for name in reversed(names(directory)):
         try:
             return load(directory, name)
         except CheckpointError as error:
-            warnings.warn(f"{error} The checkpoint before it is used.", stacklevel=2)
+            on_damaged(f"{error} The checkpoint before it is used.")
     return None
 
 

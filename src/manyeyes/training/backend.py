@@ -1,0 +1,99 @@
+"""Keras on TensorFlow, made ready: quiet, deterministic, with this worker's share of the cores."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import os
+import platform
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Literal
+
+from manyeyes.engines.base import threads_per_worker
+from manyeyes.errors import MissingExtraError
+from manyeyes.models.registry import Precision
+
+# What a CPU must say to compute bfloat16 itself; others would emulate it, slower than float32.
+_BFLOAT16_CPU_FLAGS = {"avx512_bf16", "amx_bf16", "bf16"}
+
+
+def prepare(seed: int) -> None:
+    """Load TensorFlow and fix what a result depends on: seeds, determinism of operations, number of threads.
+
+    Raises:
+        MissingExtraError: TensorFlow or Keras is not installed.
+    """
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+    os.environ.setdefault("KERAS_BACKEND", "tensorflow")
+    try:
+        with _native_messages_dropped():
+            tf = importlib.import_module("tensorflow")
+            keras = importlib.import_module("keras")
+            threads = threads_per_worker()
+            # TensorFlow refuses once it has run anything in this process; then the threads are what they are.
+            with contextlib.suppress(RuntimeError):
+                tf.config.threading.set_intra_op_parallelism_threads(threads)
+                tf.config.threading.set_inter_op_parallelism_threads(1)
+            for gpu in tf.config.list_physical_devices("GPU"):
+                with contextlib.suppress(RuntimeError):
+                    tf.config.experimental.set_memory_growth(gpu, True)
+    except ModuleNotFoundError:
+        raise MissingExtraError("Training", "train") from None
+    keras.utils.set_random_seed(seed)
+    tf.config.experimental.enable_op_determinism()
+
+
+def resolve_precision(wanted: Literal["auto", "float32", "bfloat16", "float16"]) -> Precision:
+    """What "auto" is here: bfloat16 where the first GPU or, without one, the CPU computes it, else float32."""
+    if wanted != "auto":
+        return wanted
+    import tensorflow as tf
+
+    gpus = tf.config.list_physical_devices("GPU")
+    if gpus:
+        capability = tf.config.experimental.get_device_details(gpus[0]).get("compute_capability", (0, 0))
+        return "bfloat16" if capability >= (8, 0) else "float32"
+    return "bfloat16" if _cpu_flags() & _BFLOAT16_CPU_FLAGS else "float32"
+
+
+def versions() -> dict[str, str]:
+    """Versions of what a run depends on."""
+    import keras
+    import numpy as np
+    import tensorflow as tf
+
+    import manyeyes
+
+    return {
+        "manyeyes": manyeyes.__version__,
+        "python": platform.python_version(),
+        "tensorflow": tf.__version__,
+        "keras": keras.__version__,
+        "numpy": np.__version__,
+    }
+
+
+def _cpu_flags() -> set[str]:
+    cpuinfo = Path("/proc/cpuinfo")
+    if not cpuinfo.exists():
+        return set()
+    for line in cpuinfo.read_text().splitlines():
+        if line.startswith(("flags", "Features")):
+            return set(line.split(":", 1)[1].split())
+    return set()
+
+
+@contextlib.contextmanager
+def _native_messages_dropped() -> Iterator[None]:
+    # TensorFlow's libraries write some lines to file descriptor 2 while they load, whatever the log level is.
+    sys.stderr.flush()
+    kept, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, 2)
+    try:
+        yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
+        os.close(nowhere)

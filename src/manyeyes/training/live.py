@@ -1,0 +1,79 @@
+"""A training as people watch it: one live line on a terminal, plain lines in a file or a pipe."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+from manyeyes.training.events import EpochEnd, Event, Notice, Progress, Started
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+SECONDS_BETWEEN_PLAIN_LINES = 30.0
+
+
+@contextmanager
+def live_line(console: Console) -> Iterator[Callable[[Event], None]]:
+    """Show events on `console`; yields the function that takes them."""
+    if console.is_terminal:
+        from rich.live import Live
+        from rich.text import Text
+
+        with Live(console=console, refresh_per_second=8, transient=True) as live:
+
+            def show(event: Event) -> None:
+                if isinstance(event, Progress):
+                    live.update(Text(describe(event), no_wrap=True, overflow="ellipsis"))
+                else:
+                    live.console.print(describe(event), soft_wrap=True, markup=False)
+
+            yield show
+        return
+
+    printed_at = time.monotonic()
+
+    def print_plainly(event: Event) -> None:
+        nonlocal printed_at
+        if isinstance(event, Progress):
+            if time.monotonic() - printed_at < SECONDS_BETWEEN_PLAIN_LINES:
+                return
+            printed_at = time.monotonic()
+        console.print(describe(event), soft_wrap=True, markup=False)
+
+    yield print_plainly
+
+
+def describe(event: Event) -> str:
+    """One line for people."""
+    if isinstance(event, Started):
+        model = f"{event.model} ({event.num_parameters:,} parameters, {event.precision})"
+        epochs = f"{event.epochs} epochs of {event.num_examples:,} examples in {event.steps_per_epoch:,} steps"
+        going_on = f", going on after step {event.global_step}" if event.global_step else ""
+        return f"{model}: {epochs} of {event.global_batch_size}{going_on}"
+    if isinstance(event, Progress):
+        return (
+            f"epoch {event.epoch} step {event.step:,}  {event.images_per_second:,.0f} images/s  loss {event.loss:.4f}  "
+            f"accuracy {event.accuracy:.2%}  learning rate {event.learning_rate:.2e}  "
+            f"input wait {event.input_wait_share:.0%}  left {_duration(event.remaining_seconds)}"
+        )
+    if isinstance(event, EpochEnd):
+        val = ""
+        if event.val_accuracy is not None:
+            best = " (best)" if event.is_best else ""
+            val = f"  val loss {event.val_loss:.4f}  val accuracy {event.val_accuracy:.2%}{best}"
+        return (
+            f"epoch {event.epoch}/{event.epochs}  loss {event.loss:.4f}  accuracy {event.accuracy:.2%}{val}  "
+            f"{_duration(event.seconds)}"
+        )
+    if isinstance(event, Notice):
+        return f"note: {event.text}"
+    raise TypeError(f"{event!r} is not an event of training.")
+
+
+def _duration(seconds: float) -> str:
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"

@@ -1,0 +1,249 @@
+"""The settings of a training run: one frozen dataclass for each section of a recipe.
+
+Every field has a default, so that `manyeyes train DATASET --out RUN` works with no recipe.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from manyeyes import config
+from manyeyes.data.mix import Mix
+from manyeyes.errors import ConfigError
+from manyeyes.imaging.augment import Augmentation
+from manyeyes.imaging.preprocessing import Fit, Preprocessing
+from manyeyes.models.registry import ModelConfig
+
+# Settings that change how a run is kept and shown, but not the weights it reaches: free to differ on resume.
+KEEPING = frozenset(
+    f"train.{name}"
+    for name in (
+        "checkpoint_every_steps",
+        "checkpoint_every_seconds",
+        "keep_checkpoints",
+        "log_every_steps",
+        "tensorboard",
+    )
+)
+
+
+@dataclass(frozen=True)
+class DataSettings:
+    """What the model sees of the dataset.
+
+    Attributes:
+        train_split, val_split: names of splits.
+        image_size: (height, width) of the model's input in pixels; empty: as stored, or what suits the model
+            where stored sizes differ.
+        fit: how another size is reached: "crop", "pad" or "stretch" (see Preprocessing.for_size).
+        resize_short: with fit "crop": the shorter side before the cut, in pixels; None: just enough.
+    """
+
+    train_split: str = "train"
+    val_split: str = "val"
+    image_size: tuple[int, ...] = ()
+    fit: Fit = "crop"
+    resize_short: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.image_size and (len(self.image_size) != 2 or min(self.image_size) < 1):
+            raise ConfigError(
+                f"data.image_size={list(self.image_size)} must be [height, width] in pixels, e.g. [224, 224]."
+            )
+
+    def preprocessing(
+        self,
+        stored: Preprocessing,
+        stored_shape: tuple[int, int, int] | None,
+        default_size: int,
+        default_resize_short: int | None = None,
+    ) -> Preprocessing:
+        """The steps from a stored image to the model's input; none where the stored shape is used as it is.
+
+        Args:
+            stored: how stored images were made.
+            stored_shape: (height, width, channels) of all stored images, or None where they differ.
+            default_size, default_resize_short: what suits the model, where sizes differ and none is set.
+        """
+        size, resize_short = tuple(self.image_size), self.resize_short
+        if not size and stored_shape is None:
+            size, resize_short = (default_size, default_size), resize_short or default_resize_short
+        if not size or (stored_shape is not None and size == stored_shape[:2]):
+            return Preprocessing(stored.channels, stored.background, stored.interpolation, (), stored.decoder)
+        return Preprocessing.for_size(size[0], size[1], self.fit, stored.channels, resize_short)
+
+
+@dataclass(frozen=True)
+class OptimizerSettings:
+    """How gradients become weights.
+
+    Attributes:
+        name: "sgd", "adamw", "lamb", "lars" or "muon".
+        learning_rate: the peak that the schedule scales; None: that of DEFAULT_LEARNING_RATES.
+        momentum: of sgd, lars and muon; 0 is plain gradient descent.
+        nesterov: with sgd and muon: look ahead along the momentum.
+        weight_decay: decoupled for every optimizer, also sgd: each step first takes learning_rate * weight_decay * w
+            off a weight w, apart from the gradient; never off biases and norms.
+        clip_norm: the global norm that a gradient is cut to; 0: not cut.
+        ema: decay of the exponential moving average of the weights, in [0, 1); 0: none.
+    """
+
+    name: Literal["sgd", "adamw", "lamb", "lars", "muon"] = "adamw"
+    learning_rate: float | None = None
+    momentum: float = 0.9
+    nesterov: bool = False
+    weight_decay: float = 1e-4
+    clip_norm: float = 0.0
+    ema: float = 0.0
+
+    def __post_init__(self) -> None:
+        if self.learning_rate is not None and not self.learning_rate > 0:
+            raise ConfigError(f"optimizer.learning_rate={self.learning_rate} must be above 0.")
+        if not 0 <= self.momentum < 1:
+            raise ConfigError(f"optimizer.momentum={self.momentum} must be in [0, 1).")
+        if not 0 <= self.ema < 1:
+            raise ConfigError(f"optimizer.ema={self.ema} must be in [0, 1); 0.999 averages over about 1,000 steps.")
+        if self.weight_decay < 0 or self.clip_norm < 0:
+            raise ConfigError("optimizer.weight_decay and optimizer.clip_norm must not be below 0.")
+
+    @property
+    def peak_learning_rate(self) -> float:
+        """The learning rate that the schedule scales."""
+        return DEFAULT_LEARNING_RATES[self.name] if self.learning_rate is None else self.learning_rate
+
+
+DEFAULT_LEARNING_RATES = {"sgd": 0.05, "adamw": 1e-3, "lamb": 2e-3, "lars": 1.0, "muon": 1e-3}
+
+
+@dataclass(frozen=True)
+class ScheduleSettings:
+    """How the learning rate goes over the run; see training.schedules for the formulas.
+
+    Attributes:
+        name: "constant", "cosine", "step" or "one_cycle".
+        warmup_epochs: epochs of linear rise from 0 to the peak; not for one_cycle, which has its own.
+        final_scale: with cosine and one_cycle: the last learning rate as a share of the peak.
+        step_epochs: with step: the epochs at which the learning rate is multiplied by step_scale.
+        rise_share: with one_cycle: share of the run in which the learning rate rises.
+        initial_scale: with one_cycle: the first learning rate as a share of the peak.
+    """
+
+    name: Literal["constant", "cosine", "step", "one_cycle"] = "cosine"
+    warmup_epochs: float = 0.5
+    final_scale: float = 0.01
+    step_epochs: tuple[float, ...] = ()
+    step_scale: float = 0.1
+    rise_share: float = 0.3
+    initial_scale: float = 0.04
+
+    def __post_init__(self) -> None:
+        if self.warmup_epochs < 0:
+            raise ConfigError(f"schedule.warmup_epochs={self.warmup_epochs} must not be below 0.")
+        if not 0 < self.rise_share < 1:
+            raise ConfigError(f"schedule.rise_share={self.rise_share} must be between 0 and 1.")
+        if self.name == "step" and not self.step_epochs:
+            raise ConfigError("schedule.name=step needs schedule.step_epochs, e.g. [10, 15].")
+
+
+@dataclass(frozen=True)
+class LoopSettings:
+    """The [train] section.
+
+    Attributes:
+        epochs: passes over the train split.
+        global_batch_size: examples per step over all workers; 1 is plain stochastic gradient descent.
+        seed: of the initial weights, the order, the augmentation and dropout.
+        label_smoothing: share of the target that is spread evenly over all classes, in [0, 1).
+        class_weights: "balanced" weighs each class by num_examples / (num_classes * its examples).
+        precision: of the computation; weights are kept in float32. "auto": see docs/decisions/0050.
+        freeze_backbone_epochs: epochs in which only the head learns; then all does, with a fresh optimizer state.
+        unfrozen_scale: factor on the learning rate after the backbone is freed.
+        early_stop_epochs: stop after so many epochs without a better val accuracy; 0: never.
+        checkpoint_every_seconds, checkpoint_every_steps: between checkpoints inside an epoch; 0: only at epoch ends.
+        keep_checkpoints: how many of the last are kept, beside the best.
+        log_every_steps: steps between two lines of metrics.jsonl.
+        tensorboard: whether TensorBoard events are written.
+    """
+
+    epochs: int = 10
+    global_batch_size: int = 64
+    seed: int = 0
+    label_smoothing: float = 0.0
+    class_weights: Literal["none", "balanced"] = "none"
+    precision: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    freeze_backbone_epochs: int = 0
+    unfrozen_scale: float = 1.0
+    early_stop_epochs: int = 0
+    checkpoint_every_seconds: float = 300.0
+    checkpoint_every_steps: int = 0
+    keep_checkpoints: int = 2
+    log_every_steps: int = 50
+    tensorboard: bool = True
+
+    def __post_init__(self) -> None:
+        for name in ("epochs", "global_batch_size", "keep_checkpoints", "log_every_steps"):
+            if getattr(self, name) < 1:
+                raise ConfigError(f"train.{name}={getattr(self, name)} must be at least 1.")
+        for name in (
+            "seed",
+            "freeze_backbone_epochs",
+            "early_stop_epochs",
+            "checkpoint_every_seconds",
+            "checkpoint_every_steps",
+        ):
+            if getattr(self, name) < 0:
+                raise ConfigError(f"train.{name}={getattr(self, name)} must not be below 0.")
+        if not 0 <= self.label_smoothing < 1:
+            raise ConfigError(f"train.label_smoothing={self.label_smoothing} must be in [0, 1).")
+        if not self.unfrozen_scale > 0:
+            raise ConfigError(f"train.unfrozen_scale={self.unfrozen_scale} must be above 0.")
+
+
+@dataclass(frozen=True)
+class TrainSettings:
+    """All settings of a run; the sections of a recipe are its fields."""
+
+    model: ModelConfig = field(default_factory=ModelConfig)
+    data: DataSettings = field(default_factory=DataSettings)
+    augment: Augmentation = field(default_factory=Augmentation)
+    mix: Mix = field(default_factory=Mix)
+    optimizer: OptimizerSettings = field(default_factory=OptimizerSettings)
+    schedule: ScheduleSettings = field(default_factory=ScheduleSettings)
+    train: LoopSettings = field(default_factory=LoopSettings)
+
+    @classmethod
+    def load(
+        cls, recipe: str | None = None, assignments: Iterable[str] = (), base: Mapping[str, Any] | None = None
+    ) -> TrainSettings:
+        """Defaults (or `base`), then the recipe file, then `section.key=value` assignments.
+
+        Raises:
+            ConfigError: a missing recipe, an unknown key or a bad value.
+        """
+        values = {section: dict(content) for section, content in (base or {}).items()}
+        for section, content in (config.load_toml(recipe) if recipe else {}).items():
+            if not isinstance(content, Mapping):
+                raise ConfigError(
+                    f"{recipe}: {section}={content!r} stands outside a section. Put it under one, e.g. [train]."
+                )
+            values.setdefault(section, {}).update(content)
+        return config.from_dict(cls, config.override(values, assignments))
+
+
+def differing_keys(first: Mapping[str, Any], second: Mapping[str, Any], prefix: str = "") -> list[str]:
+    """Dotted keys whose values differ between two nested settings, sorted."""
+    keys = []
+    for key in sorted({*first, *second}):
+        a, b = first.get(key), second.get(key)
+        if isinstance(a, Mapping) and isinstance(b, Mapping):
+            keys += differing_keys(a, b, f"{prefix}{key}.")
+        elif _plain(a) != _plain(b):
+            keys.append(f"{prefix}{key}")
+    return keys
+
+
+def _plain(value: Any) -> Any:
+    # JSON has no tuples: a list and a tuple of the same values are the same setting.
+    return [_plain(item) for item in value] if isinstance(value, (list, tuple)) else value

@@ -1,0 +1,251 @@
+"""`train`: a dataset and settings in, a run directory out."""
+
+from __future__ import annotations
+
+import dataclasses
+import shlex
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from manyeyes import config, storage
+from manyeyes.data.dataset import Dataset
+from manyeyes.data.pipeline import InputPipeline
+from manyeyes.errors import CheckpointError, UsageError
+from manyeyes.models.registry import describe
+from manyeyes.training import backend, checkpoint
+from manyeyes.training.checkpoint import Checkpoint, TrainState
+from manyeyes.training.events import Event, Notice, OnEvent, Started
+from manyeyes.training.run import CONFIG_NAME, Run
+from manyeyes.training.settings import KEEPING, TrainSettings, differing_keys
+
+# The val split is measured in batches of at least this many examples, however small those of the training are.
+MIN_EVALUATION_BATCH_SIZE = 64
+
+
+@dataclass(frozen=True)
+class TrainResult:
+    """What a training came to.
+
+    Attributes:
+        run: URI of the run directory.
+        epochs, global_step: that are done, over all sessions of the run.
+        loss, accuracy: of the last epoch, under augmentation, mix and dropout; None if no epoch ended in this session.
+        val_loss: of the last epoch; None as above or where there is no val split.
+        val_accuracy, best_epoch: the best so far, and its epoch (from 1); None where there is no val split.
+        num_parameters: values in the model's weights.
+        precision: in which it was computed.
+        seconds, images_per_second: of this session, with validation and checkpoints in the seconds only.
+        input_wait_share: share of the steps' time that was spent waiting for input.
+        stopped_early: whether it ended because val accuracy no longer rose.
+        interrupted_by: number of the signal that ended it, or None.
+    """
+
+    run: str
+    epochs: int
+    global_step: int
+    loss: float | None
+    accuracy: float | None
+    val_loss: float | None
+    val_accuracy: float | None
+    best_epoch: int | None
+    num_parameters: int
+    precision: str
+    seconds: float
+    images_per_second: float
+    input_wait_share: float
+    stopped_early: bool
+    interrupted_by: int | None
+
+
+def train(
+    dataset: str,
+    out: str,
+    settings: TrainSettings | None = None,
+    *,
+    resume: bool = False,
+    on_event: OnEvent | None = None,
+    command: Sequence[str] = (),
+) -> TrainResult:
+    """Train a model on a dataset and keep all about it in a run directory.
+
+    The first SIGINT or SIGTERM ends the run after the step that is under way, with a checkpoint.
+
+    Args:
+        dataset: URI of the dataset directory.
+        out: URI of the run directory; must hold no run unless `resume`.
+        settings: None: the defaults or, with `resume`, those of the run.
+        resume: go on from the newest checkpoint; on one worker the weights become those of an uninterrupted run, bit
+            for bit.
+        on_event: called with what happens (see training.events).
+        command: to be kept in config.json.
+
+    Raises:
+        UsageError: settings that don't fit the dataset or the model, or `out` holds another run.
+        DatasetError: the dataset is missing or damaged.
+        NonFiniteLossError: the loss became NaN or infinite.
+        CheckpointError: with `resume`: no whole checkpoint fits.
+    """
+    notify: OnEvent = on_event or _ignore
+    before = _run_before(out, resume)
+    if settings is None:
+        settings = TrainSettings.load(base=before.settings) if before else TrainSettings()
+    if before:
+        _require_same_settings(before, settings)
+    data = Dataset(dataset, verify="auto")
+    backend.prepare(settings.train.seed)
+    run = _describe_run(data, out, settings, command)
+    if before:
+        _require_same_dataset(before, run)
+        run = dataclasses.replace(before, uri=run.uri)
+    train_pipeline, val_pipeline = _pipelines(data, run, settings)
+    if val_pipeline is None:
+        notify(
+            Notice(
+                f"The dataset has no split {settings.data.val_split!r}: nothing is measured during training, the last "
+                "checkpoint counts as the best. Ingest with a share for val to have it measured."
+            )
+        )
+
+    # Keras is loaded only when all that can be refused without it has been.
+    from manyeyes.training.loop import Loop, create_strategy
+
+    strategy = create_strategy(run, settings, data)
+    state = TrainState(0, 0, 0, settings.train.seed, run.settings_fingerprint, run.dataset_fingerprint)
+    if before is None:
+        run.save()
+    elif found := _newest_checkpoint(run, notify):
+        strategy.load_arrays(found.arrays, f"The checkpoint of step {found.state.global_step}")
+        state = found.state
+    notify(
+        Started(
+            run=out,
+            model=run.model.name,
+            num_parameters=int(strategy.model.count_params()),
+            precision=run.precision,
+            num_examples=train_pipeline.num_examples,
+            steps_per_epoch=train_pipeline.steps_per_epoch,
+            epochs=settings.train.epochs,
+            global_batch_size=settings.train.global_batch_size,
+            global_step=state.global_step,
+        )
+    )
+    loop = Loop(run, settings, strategy, train_pipeline, val_pipeline, notify)
+    state = loop.run_from(state)
+    return TrainResult(
+        run=out,
+        epochs=state.epoch,
+        global_step=state.global_step,
+        loss=loop.last_train.mean_loss if loop.last_train else None,
+        accuracy=loop.last_train.accuracy if loop.last_train else None,
+        val_loss=loop.last_val.mean_loss if loop.last_val else None,
+        val_accuracy=state.best_val_accuracy,
+        best_epoch=None if state.best_epoch is None else state.best_epoch + 1,
+        num_parameters=int(strategy.model.count_params()),
+        precision=run.precision,
+        seconds=loop.clock.seconds,
+        images_per_second=loop.clock.images_per_second,
+        input_wait_share=loop.clock.input_wait_share,
+        stopped_early=state.finished and state.epoch < settings.train.epochs,
+        interrupted_by=loop.interrupted_by,
+    )
+
+
+def resume_command(dataset: str, out: str) -> str:
+    """The command that goes on with an interrupted run."""
+    return f"manyeyes train {shlex.quote(dataset)} --out {shlex.quote(out)} --resume"
+
+
+def _ignore(event: Event) -> None:
+    pass
+
+
+def _run_before(out: str, resume: bool) -> Run | None:
+    if resume:
+        return Run.open(out)
+    if storage.exists(storage.join(out, CONFIG_NAME)):
+        raise UsageError(f"{out} already holds a run. Go on with it by --resume, or give another --out.")
+    return None
+
+
+def _require_same_settings(before: Run, settings: TrainSettings) -> None:
+    differing = [key for key in differing_keys(before.settings, config.to_dict(settings)) if key not in KEEPING]
+    if differing:
+        raise UsageError(
+            f"{before.uri} was started with other settings: {', '.join(differing)} differ. "
+            "Resume with the settings of the run (leave the options out), or give another --out."
+        )
+
+
+def _require_same_dataset(before: Run, run: Run) -> None:
+    if run.dataset_fingerprint != before.dataset_fingerprint:
+        raise UsageError(
+            f"{run.dataset} has fingerprint {run.dataset_fingerprint}, but {before.uri} was trained on "
+            f"{before.dataset_fingerprint} ({before.dataset}). Give that dataset, or another --out."
+        )
+
+
+def _describe_run(data: Dataset, out: str, settings: TrainSettings, command: Sequence[str]) -> Run:
+    if settings.model.input_shape is not None or settings.model.num_classes is not None:
+        raise UsageError(
+            "model.input_shape and model.num_classes come from the dataset. Use data.image_size for a size."
+        )
+    info = describe(settings.model.name)
+    extra = settings.data.preprocessing(
+        data.preprocessing, data.image_shape, info.default_input_size, info.resize_short
+    )
+    shape = extra.output_shape or data.image_shape
+    model = dataclasses.replace(settings.model, input_shape=shape, num_classes=len(data.class_names))
+    return Run(
+        uri=out,
+        class_names=data.class_names,
+        model=model,
+        preprocessing=data.preprocessing.then(extra),
+        extra_preprocessing=extra,
+        dataset=data.uri,
+        dataset_fingerprint=data.manifest.fingerprint,
+        precision=backend.resolve_precision(settings.train.precision),
+        averages=settings.optimizer.ema > 0,
+        settings=config.to_dict(settings),
+        versions=backend.versions(),
+        command=tuple(command),
+    )
+
+
+def _pipelines(data: Dataset, run: Run, settings: TrainSettings) -> tuple[InputPipeline, InputPipeline | None]:
+    loop = settings.train
+    num_examples = data.split(settings.data.train_split).num_examples
+    if loop.global_batch_size > num_examples:
+        raise UsageError(
+            f"global_batch_size={loop.global_batch_size} is larger than the split {settings.data.train_split!r} with "
+            f"{num_examples} examples. Use at most {num_examples}."
+        )
+    extra = run.extra_preprocessing if run.extra_preprocessing.steps else None
+    train_pipeline = InputPipeline(
+        data,
+        settings.data.train_split,
+        global_batch_size=loop.global_batch_size,
+        seed=loop.seed,
+        augmentation=settings.augment,
+        preprocessing=extra,
+        mix=settings.mix,
+    )
+    if settings.data.val_split not in data.split_names:
+        return train_pipeline, None
+    val_pipeline = InputPipeline(
+        data,
+        settings.data.val_split,
+        global_batch_size=max(loop.global_batch_size, MIN_EVALUATION_BATCH_SIZE),
+        shuffle=False,
+        preprocessing=extra,
+    )
+    return train_pipeline, val_pipeline
+
+
+def _newest_checkpoint(run: Run, notify: OnEvent) -> Checkpoint | None:
+    directory = run.checkpoints_uri
+    found = checkpoint.load_latest(directory, on_damaged=lambda text: notify(Notice(text)))
+    if found is None and checkpoint.names(directory):
+        raise CheckpointError(f"All checkpoints of {run.uri} are damaged. Delete it and train again, without --resume.")
+    if found is not None and found.state.settings_fingerprint != run.settings_fingerprint:
+        raise CheckpointError(f"The checkpoints of {run.uri} are of other settings than its {CONFIG_NAME}.")
+    return found
