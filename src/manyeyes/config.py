@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import difflib
 import tomllib
@@ -25,7 +26,11 @@ def load_toml(path: str | Path) -> dict[str, Any]:
     try:
         return tomllib.loads(Path(path).read_text(encoding="utf-8"))
     except FileNotFoundError:
-        raise ConfigError(f"There is no recipe at {path}. Give the path of a .toml file, e.g. one under configs/.") from None
+        raise ConfigError(
+            f"There is no recipe at {path}. Give the path of a .toml file, e.g. one under configs/."
+        ) from None
+    except OSError as error:
+        raise ConfigError(f"{path} can't be read: {error.strerror}.") from None
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path} is not a valid TOML file: {error}") from None
 
@@ -35,7 +40,7 @@ def override(settings: Mapping[str, Any], assignments: Iterable[str]) -> dict[st
 
     A value that TOML can't read is taken as a string, so that `model.name=cnn` works unquoted.
     """
-    result = {key: dict(value) if isinstance(value, Mapping) else value for key, value in settings.items()}
+    result: dict[str, Any] = copy.deepcopy(dict(settings))
     for assignment in assignments:
         key, separator, text = assignment.partition("=")
         if not separator or not key.strip():
@@ -59,7 +64,7 @@ def from_dict(cls: type[T], values: Mapping[str, Any], where: str = "") -> T:
     """Build the (nested) dataclass `cls` from a mapping.
 
     Raises:
-        ConfigError: an unknown key (the nearest known one is suggested) or a value of the wrong type.
+        ConfigError: an unknown key (the nearest known one is suggested), a missing one, or a value of the wrong type.
     """
     if not isinstance(values, Mapping):
         raise ConfigError(f"{where or cls.__name__} must be a section of settings, got {values!r}.")
@@ -73,6 +78,9 @@ def from_dict(cls: type[T], values: Mapping[str, Any], where: str = "") -> T:
             hint = f" Did you mean {near[0]}?" if near else f" Known: {', '.join(fields)}."
             raise ConfigError(f"Unknown setting {path}.{hint}")
         arguments[key] = _coerce(hints[key], value, path)
+    missing = [key for key, field in fields.items() if key not in values and _is_required(field)]
+    if missing:
+        raise ConfigError(f"{where or cls.__name__} lacks {', '.join(missing)}.")
     try:
         return cls(**arguments)
     except (TypeError, ValueError) as error:
@@ -82,6 +90,10 @@ def from_dict(cls: type[T], values: Mapping[str, Any], where: str = "") -> T:
 def to_dict(settings: Any) -> dict[str, Any]:
     """Return a dataclass as plain nested dictionaries and lists, ready for JSON."""
     return dataclasses.asdict(settings)
+
+
+def _is_required(field: dataclasses.Field[Any]) -> bool:
+    return field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
 
 
 def _coerce(hint: Any, value: Any, path: str) -> Any:
@@ -113,11 +125,18 @@ def _coerce(hint: Any, value: Any, path: str) -> Any:
             return tuple(_coerce(options[0], item, f"{path}[{i}]") for i, item in enumerate(value))
         if len(options) != len(value):
             raise ConfigError(f"{path}={value!r} must have {len(options)} values.")
-        return tuple(_coerce(option, item, f"{path}[{i}]") for i, (option, item) in enumerate(zip(options, value, strict=True)))
+        pairs = enumerate(zip(options, value, strict=True))
+        return tuple(_coerce(option, item, f"{path}[{i}]") for i, (option, item) in pairs)
+    if origin is list:
+        if not isinstance(value, (list, tuple)):
+            raise ConfigError(f"{path}={value!r} must be a list.")
+        (option,) = typing.get_args(hint)
+        return [_coerce(option, item, f"{path}[{i}]") for i, item in enumerate(value)]
     if origin is dict:
         if not isinstance(value, Mapping):
             raise ConfigError(f"{path}={value!r} must be a section.")
-        return dict(value)
+        _, option = typing.get_args(hint)
+        return {key: _coerce(option, item, f"{path}.{key}") for key, item in value.items()}
     if hint is float and isinstance(value, int) and not isinstance(value, bool):
         return float(value)
     if hint in (int, float, str, bool) and (not isinstance(value, hint) or (hint is int and isinstance(value, bool))):

@@ -63,7 +63,12 @@ class MissingExtraError(UsageError):
     """
 
     def __init__(self, what: str, extra: str) -> None:
-        super().__init__(f"{what} needs an optional part that is not installed. Run: pip install 'manyeyes[{extra}]'")
+        super().__init__(what, extra)
+        self.what = what
+        self.extra = extra
+
+    def __str__(self) -> str:
+        return f"{self.what} needs an optional part that is not installed. Run: pip install 'manyeyes[{self.extra}]'"
 
 
 class DataError(ManyeyesError):

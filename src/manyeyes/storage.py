@@ -10,6 +10,7 @@ import os
 import posixpath
 import uuid
 from collections.abc import Iterator
+from pathlib import Path
 from typing import IO, Any
 
 import fsspec
@@ -114,7 +115,7 @@ def rename(source: str | os.PathLike[str], target: str | os.PathLike[str]) -> No
     fs, source_path = filesystem(source)
     _, target_path = filesystem(target)
     if is_local(source):
-        os.replace(source_path, target_path)
+        Path(source_path).replace(target_path)
     else:
         fs.mv(source_path, target_path, recursive=fs.isdir(source_path))
 
@@ -142,7 +143,7 @@ def publish(uri: str | os.PathLike[str]) -> Iterator[IO[bytes]]:
                 yield local_file
                 local_file.flush()
                 os.fsync(local_file.fileno())
-            os.replace(aside, path)
+            Path(aside).replace(path)
         else:
             with fs.open(aside, "wb") as remote_file:
                 yield remote_file
@@ -169,7 +170,9 @@ def write_json(uri: str | os.PathLike[str], content: Any) -> None:
 def canonical_json(content: Any, indent: int | None = None) -> bytes:
     """Return `content` as JSON bytes that depend on nothing but the content."""
     separators = (",", ":") if indent is None else (",", ": ")
-    text = json.dumps(content, sort_keys=True, ensure_ascii=False, indent=indent, separators=separators, allow_nan=False)
+    text = json.dumps(
+        content, sort_keys=True, ensure_ascii=False, indent=indent, separators=separators, allow_nan=False
+    )
     return (text + ("\n" if indent is not None else "")).encode()
 
 

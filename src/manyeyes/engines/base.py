@@ -45,18 +45,28 @@ class Engine(Protocol):
         in the driver as each task ends, in the order of completion.
 
         Raises:
-            TaskError: a task failed on every attempt.
+            TaskError: a task failed on every attempt, or ended its worker process on every attempt.
+            ManyeyesError: raised by a task on purpose; it is not tried again.
         """
         ...
 
     def map_reduce(
         self, map_fn: Callable[[Item], Result], reduce_fn: Callable[[Result, Result], Result], items: Iterable[Item]
     ) -> Result | None:
-        """Reduce `map_fn(item)` over all items by `reduce_fn`, which is associative and commutative; None if no items."""
+        """Reduce `map_fn(item)` over all items by `reduce_fn`; None if there are no items. Raises as `map` does.
+
+        Results are reduced in any order, so `reduce_fn` must be associative and commutative. Sums of floats are not:
+        use integers where the result has to be the same for any number of workers.
+        """
         ...
 
     def gang(self, fn: Callable[[GangContext], Result], world_size: int) -> list[Result]:
-        """Run `fn` in `world_size` workers at once and return the results by rank; all or nothing."""
+        """Run `fn` in `world_size` workers at once and return the results by rank; all or nothing.
+
+        Raises:
+            TaskError: a worker failed or died; the others are stopped. Nothing is tried again.
+            UsageError: the engine can't run that many workers at once.
+        """
         ...
 
 

@@ -37,14 +37,21 @@ class InlineEngine:
     ) -> Result | None:
         """See Engine.map_reduce."""
         mapped = (_attempt(map_fn, item, index) for index, item in enumerate(items))
-        first = next(mapped, None)
-        return None if first is None else functools.reduce(reduce_fn, mapped, first)
+        for first in mapped:
+            return functools.reduce(reduce_fn, mapped, first)
+        return None
 
     def gang(self, fn: Callable[[GangContext], Result], world_size: int) -> list[Result]:
         """See Engine.gang; only a gang of one is possible in one process."""
         if world_size != 1:
             raise UsageError(f"The inline engine runs one worker, not {world_size}. Use --engine local.")
-        return [fn(GangContext(rank=0, world_size=1, addresses=("127.0.0.1:0",)))]
+        context = GangContext(rank=0, world_size=1, addresses=("127.0.0.1:0",))
+        try:
+            return [fn(context)]
+        except ManyeyesError:
+            raise
+        except (Exception, SystemExit) as error:
+            raise TaskError(f"Worker 0 of the gang failed: {error!r}", traceback.format_exc()) from error
 
 
 def create(num_workers: int | None = None) -> InlineEngine:
@@ -58,7 +65,7 @@ def _attempt(fn: Callable[[Item], Result], item: Item, index: int) -> Result:
             return fn(item)
         except ManyeyesError:
             raise  # it is said on purpose: trying again would say the same
-        except Exception as error:
+        except (Exception, SystemExit) as error:
             if attempt == MAX_ATTEMPTS:
                 message = f"Task {index} ({describe_failure(fn)}) failed {attempt} times: {error!r}"
                 raise TaskError(message, traceback.format_exc()) from error

@@ -1,20 +1,21 @@
-"""The local engine: spawned processes on this machine. They die with the driver, and a killed one is replaced."""
+"""The local engine: spawned processes on this machine. They die with the driver, and a dead one is replaced."""
 
 from __future__ import annotations
 
+import collections
 import contextlib
 import functools
 import multiprocessing
-import multiprocessing.connection
 import os
+import pickle
 import signal
 import socket
 import threading
 import traceback
-from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
-from concurrent.futures.process import BrokenProcessPool
-from multiprocessing.connection import Connection
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from multiprocessing.connection import Connection, wait
+from multiprocessing.context import SpawnProcess
 from typing import Any
 
 from manyeyes.engines.base import (
@@ -26,16 +27,14 @@ from manyeyes.engines.base import (
     available_cores,
     describe_failure,
 )
-from manyeyes.errors import EngineError, ManyeyesError, TaskError
-
-# Tasks handed out ahead of the workers, per worker: enough to keep them busy, few enough to keep items out of memory.
-_TASKS_AHEAD = 2
+from manyeyes.errors import EngineError, ManyeyesError, TaskError, UsageError
 
 
 class LocalEngine:
     """Runs tasks in `num_workers` spawned processes.
 
-    Spawned, not forked: a fork of a process with threads (OpenCV, TensorFlow) may deadlock.
+    Spawned, not forked: a fork of a process with threads (OpenCV, TensorFlow) may deadlock. A worker holds one task at
+    a time, so that a worker's death is the fault of one known task, and a long task delays none behind it.
     """
 
     name = "local"
@@ -52,104 +51,97 @@ class LocalEngine:
     ) -> list[Result]:
         """See Engine.map."""
         results: dict[int, Result] = {}
-        for index, result in self._run(fn, items):
-            if on_result is not None:
-                on_result(index, result)
-            results[index] = result
+        with contextlib.closing(self._run(fn, items)) as outcomes:
+            for index, result in outcomes:
+                if on_result is not None:
+                    on_result(index, result)
+                results[index] = result
         return [results[index] for index in range(len(results))]
 
     def map_reduce(
         self, map_fn: Callable[[Item], Result], reduce_fn: Callable[[Result, Result], Result], items: Iterable[Item]
     ) -> Result | None:
-        """See Engine.map_reduce; results are reduced as they come, so only workers' results are held."""
-        mapped = (result for _, result in self._run(map_fn, items))
-        first = next(mapped, None)
-        return None if first is None else functools.reduce(reduce_fn, mapped, first)
+        """See Engine.map_reduce; results are reduced as they come, so at most one per worker is held."""
+        with contextlib.closing(self._run(map_fn, items)) as outcomes:
+            for _, first in outcomes:
+                return functools.reduce(reduce_fn, (result for _, result in outcomes), first)
+        return None
 
     def gang(self, fn: Callable[[GangContext], Result], world_size: int) -> list[Result]:
         """See Engine.gang."""
-        context = multiprocessing.get_context("spawn")
+        if world_size < 1:
+            raise UsageError(f"A gang of {world_size} workers is not possible. Ask for at least 1.")
         addresses = tuple(f"127.0.0.1:{port}" for port in _free_ports(world_size))
-        threads = max(1, available_cores() // world_size)
-        workers = []
+        num_threads = max(1, available_cores() // world_size)
+        workers: list[_Worker] = []
         try:
-            for rank in range(world_size):
-                receiver, sender = context.Pipe(duplex=False)
-                process = context.Process(
-                    target=_run_gang_worker,
-                    args=(fn, GangContext(rank, world_size, addresses), threads, sender),
-                    name=f"manyeyes-gang-{rank}",
-                )
-                process.start()
-                sender.close()
-                workers.append((process, receiver))
+            # One by one, so that `finally` also stops those that were started before a start failed.
+            workers.extend(_start(fn, f"manyeyes-gang-{rank}", num_threads) for rank in range(world_size))
+            for rank, worker in enumerate(workers):
+                worker.assign(_Task(rank, GangContext(rank, world_size, addresses)), fn)
             return _collect_gang(workers)
         finally:
-            for process, _ in workers:
-                if process.is_alive():
-                    process.terminate()
-                process.join(timeout=5)
-                if process.is_alive():
-                    process.kill()
-                    process.join()
+            _stop(workers)
 
-    def _run(self, fn: Callable[[Item], Result], items: Iterable[Item]) -> Iterator[tuple[int, Result]]:
-        queue = iter(enumerate(items))
-        pool = self._new_pool()
-        pending: dict[Future[Any], tuple[int, Item, int]] = {}
-        exhausted = False
+    def _run(self, fn: Callable[[Item], Result], items: Iterable[Item]) -> Generator[tuple[int, Result], None, None]:
+        """Yield (index, result) as tasks end. An item is drawn only when a worker is free to take it."""
+        fresh = (_Task(index, item) for index, item in enumerate(items))
+        again: collections.deque[_Task] = collections.deque()
+        workers: list[_Worker] = []
+        num_failed_starts = 0
         try:
             while True:
-                while not exhausted and len(pending) < self.num_workers * _TASKS_AHEAD:
-                    try:
-                        index, item = next(queue)
-                    except StopIteration:
-                        exhausted = True
-                        break
-                    pending[pool.submit(_call, fn, item)] = (index, item, 1)
-                if not pending:
+                self._hand_out(fn, workers, again, fresh)
+                busy = {worker.connection: worker for worker in workers if worker.task is not None}
+                if not busy:
                     return
-                done, _ = wait(pending, return_when=FIRST_COMPLETED)
-                broken: list[tuple[int, Item, int]] = []
-                for future in done:
-                    index, item, attempt = pending.pop(future)
+                for connection in wait(list(busy)):
+                    worker = busy[connection]  # type: ignore[index]
+                    task = worker.task
+                    assert task is not None
                     try:
-                        outcome = future.result()
-                    except BrokenProcessPool:
-                        broken.append((index, item, attempt))
+                        outcome = worker.receive()
+                    except (EOFError, OSError):
+                        workers.remove(worker)
+                        worker.process.join(timeout=5)
+                        _stop([worker])
+                        num_failed_starts = 0 if worker.started else num_failed_starts + 1
+                        _judge_death(fn, worker, task, num_failed_starts)
+                        again.append(task)
                         continue
+                    if outcome is _STARTED:
+                        num_failed_starts = 0
+                        continue
+                    worker.task = None
                     if isinstance(outcome, _Failure):
-                        if isinstance(outcome.error, ManyeyesError) and not isinstance(outcome.error, EngineError):
-                            raise outcome.error
-                        if attempt >= MAX_ATTEMPTS:
-                            message = f"Task {index} ({describe_failure(fn)}) failed {attempt} times: {outcome.summary}"
-                            raise TaskError(message, outcome.traceback)
-                        pending[pool.submit(_call, fn, item)] = (index, item, attempt + 1)
-                    else:
-                        yield index, outcome
-                if broken:
-                    # A dead worker breaks the whole pool: every task in flight is lost, so all go to a new one.
-                    broken += pending.values()
-                    pending.clear()
-                    _stop(pool)
-                    pool = self._new_pool()
-                    for index, item, attempt in sorted(broken, key=lambda task: task[0]):
-                        if attempt >= MAX_ATTEMPTS:
-                            raise TaskError(
-                                f"Task {index} ({describe_failure(fn)}) was in flight {attempt} times when a worker died. "
-                                "A worker that dies without a traceback was mostly killed for memory: use fewer workers."
-                            )
-                        pending[pool.submit(_call, fn, item)] = (index, item, attempt + 1)
+                        _judge_failure(fn, task, outcome)
+                        again.append(task)
+                        continue
+                    # The worker gets its next task before the driver spends time on this result.
+                    self._hand_out(fn, workers, again, fresh)
+                    yield task.index, outcome
         finally:
-            _stop(pool)
+            _stop(workers)
 
-    def _new_pool(self) -> ProcessPoolExecutor:
-        return ProcessPoolExecutor(
-            max_workers=self.num_workers,
-            mp_context=multiprocessing.get_context("spawn"),
-            initializer=_start_worker,
-            initargs=(max(1, available_cores() // self.num_workers),),
-        )
+    def _hand_out(
+        self,
+        fn: Callable[..., Any],
+        workers: list[_Worker],
+        again: collections.deque[_Task],
+        fresh: Iterator[_Task],
+    ) -> None:
+        idle = [worker for worker in workers if worker.task is None]
+        while idle or len(workers) < self.num_workers:
+            task = again.popleft() if again else next(fresh, None)
+            if task is None:
+                return
+            if idle:
+                worker = idle.pop()
+            else:
+                num_threads = max(1, available_cores() // self.num_workers)
+                worker = _start(fn, f"manyeyes-worker-{len(workers)}", num_threads)
+                workers.append(worker)
+            worker.assign(task, fn)
 
 
 def create(num_workers: int | None = None) -> LocalEngine:
@@ -157,30 +149,163 @@ def create(num_workers: int | None = None) -> LocalEngine:
     return LocalEngine(num_workers)
 
 
+@dataclass
+class _Task:
+    """An item on its way; `num_attempts` counts the tries that failed by its own fault."""
+
+    index: int
+    item: Any
+    num_attempts: int = 0
+
+
+class _Started:
+    """What a worker says first: its start is over, so a later death is a task's fault."""
+
+    def __reduce__(self) -> str:
+        return "_STARTED"
+
+
+_STARTED = _Started()
+
+
 class _Failure:
     """An exception of a task, in a form that always pickles."""
 
     def __init__(self, error: BaseException) -> None:
         self.summary = repr(error)
-        self.traceback = traceback.format_exc()
+        self.traceback = "".join(traceback.format_exception(error))
         self.error = error if isinstance(error, ManyeyesError) else None
 
 
-def _call(fn: Callable[[Any], Any], item: Any) -> Any:
+class _Worker:
+    """The driver's side of one process."""
+
+    def __init__(self, process: SpawnProcess, connection: Connection) -> None:
+        self.process = process
+        self.connection = connection
+        self.task: _Task | None = None
+        self.started = False
+
+    def assign(self, task: _Task, fn: Callable[..., Any]) -> None:
+        self.task = task
+        content = _pickle(task.item, f"Item {task.index} of {describe_failure(fn)}")
+        # A worker that just died is noticed when its answer is read.
+        with contextlib.suppress(BrokenPipeError, ConnectionResetError):
+            self.connection.send_bytes(content)
+
+    def receive(self) -> Any:
+        """The next answer. Raises EOFError or OSError when the process is dead."""
+        outcome = pickle.loads(self.connection.recv_bytes())
+        self.started = True
+        return outcome
+
+    def cause_of_death(self) -> str:
+        code = self.process.exitcode
+        if code is not None and code < 0:
+            name = signal.Signals(-code).name
+            return f"killed by {name}" + (", mostly a lack of memory: use fewer workers" if name == "SIGKILL" else "")
+        return f"ended with exit code {code}"
+
+
+def _judge_death(fn: Callable[..., Any], worker: _Worker, task: _Task, num_failed_starts: int) -> None:
+    """Count an attempt of the task that its worker died on; raise when it was the last."""
+    if not worker.started:
+        if num_failed_starts >= MAX_ATTEMPTS:
+            raise EngineError(
+                f"Worker processes end before their first task ({worker.cause_of_death()}). A script that uses the "
+                "local engine needs `if __name__ == '__main__':` around its calls; see standard error for more."
+            )
+        return
+    task.num_attempts += 1
+    if task.num_attempts >= MAX_ATTEMPTS:
+        raise TaskError(
+            f"Task {task.index} ({describe_failure(fn)}) ended its worker {task.num_attempts} times "
+            f"(last: {worker.cause_of_death()})."
+        )
+
+
+def _judge_failure(fn: Callable[..., Any], task: _Task, failure: _Failure) -> None:
+    """Count an attempt of a task that raised; raise when it was the last or was said on purpose."""
+    if failure.error is not None:
+        failure.error.add_note(f"In the worker:\n{failure.traceback}")
+        raise failure.error
+    task.num_attempts += 1
+    if task.num_attempts >= MAX_ATTEMPTS:
+        message = f"Task {task.index} ({describe_failure(fn)}) failed {task.num_attempts} times: {failure.summary}"
+        raise TaskError(message, failure.traceback)
+
+
+def _collect_gang(workers: Sequence[_Worker]) -> list[Any]:
+    results: dict[int, Any] = {}
+    ranks = {worker.connection: rank for rank, worker in enumerate(workers)}
+    while len(results) < len(workers):
+        for connection in wait([workers[rank].connection for rank in ranks.values() if rank not in results]):
+            rank = ranks[connection]  # type: ignore[index]
+            worker = workers[rank]
+            try:
+                outcome = worker.receive()
+            except (EOFError, OSError):
+                worker.process.join(timeout=5)
+                raise TaskError(f"Worker {rank} of the gang died ({worker.cause_of_death()}).") from None
+            if isinstance(outcome, _Failure):
+                if outcome.error is not None:
+                    outcome.error.add_note(f"In worker {rank} of the gang:\n{outcome.traceback}")
+                    raise outcome.error
+                raise TaskError(f"Worker {rank} of the gang failed: {outcome.summary}", outcome.traceback)
+            if outcome is not _STARTED:
+                results[rank] = outcome
+    return [results[rank] for rank in range(len(workers))]
+
+
+def _start(fn: Callable[..., Any], name: str, num_threads: int) -> _Worker:
+    content = _pickle(fn, describe_failure(fn))
+    context = multiprocessing.get_context("spawn")
+    ours, theirs = context.Pipe()
+    process = context.Process(target=_serve_tasks, args=(content, num_threads, theirs), name=name)
+    # Ctrl-C reaches the whole process group, and the driver alone decides what happens then. The new process inherits
+    # the mask, so that it is safe from its first instruction on.
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:
-        return fn(item)
-    except Exception as error:
-        return _Failure(error)
+        process.start()
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+        theirs.close()
+    return _Worker(process, ours)
 
 
-def _start_worker(num_threads: int) -> None:
+def _stop(workers: Sequence[_Worker]) -> None:
+    for worker in workers:
+        worker.connection.close()
+        worker.process.terminate()
+    for worker in workers:
+        worker.process.join(timeout=5)
+        if worker.process.is_alive():
+            worker.process.kill()
+            worker.process.join()
+
+
+def _serve_tasks(content: bytes, num_threads: int, connection: Connection) -> None:
+    """The life of a worker: run tasks until the driver goes away."""
     os.environ[THREADS_VARIABLE] = str(num_threads)
     os.environ.setdefault("OMP_NUM_THREADS", str(num_threads))
-    # Ctrl-C reaches the whole process group: the driver alone decides what happens then.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
     parent = multiprocessing.parent_process()
     if parent is not None:
         threading.Thread(target=_die_with, args=(parent,), daemon=True).start()
+    connection.send_bytes(pickle.dumps(_STARTED))
+    fn: Callable[[Any], Any] | None = None
+    while True:
+        try:
+            encoded_item = connection.recv_bytes()
+        except (EOFError, OSError):
+            return
+        try:
+            fn = fn or pickle.loads(content)
+            answer = pickle.dumps(fn(pickle.loads(encoded_item)), protocol=pickle.HIGHEST_PROTOCOL)
+        except (Exception, SystemExit) as error:
+            answer = _pickle_failure(error)
+        connection.send_bytes(answer)
 
 
 def _die_with(parent: Any) -> None:
@@ -188,44 +313,24 @@ def _die_with(parent: Any) -> None:
     os._exit(1)
 
 
-def _stop(pool: ProcessPoolExecutor) -> None:
-    processes = list((pool._processes or {}).values())
-    pool.shutdown(wait=False, cancel_futures=True)
-    for process in processes:
-        with contextlib.suppress(Exception):
-            process.terminate()
-    for process in processes:
-        process.join(timeout=5)
-        if process.is_alive():
-            process.kill()
-
-
-def _run_gang_worker(fn: Callable[[GangContext], Any], context: GangContext, threads: int, sender: Connection) -> None:
-    _start_worker(threads)
+def _pickle(value: Any, what: str) -> bytes:
     try:
-        outcome: Any = fn(context)
-    except BaseException as error:
-        outcome = _Failure(error)
-    sender.send(outcome)
-    sender.close()
+        return pickle.dumps(value, protocol=pickle.HIGHEST_PROTOCOL)
+    except (pickle.PicklingError, AttributeError, TypeError) as error:
+        raise EngineError(
+            f"{what} can't be sent to a worker: {error}. Use functions at the top level of a module, and plain data."
+        ) from error
 
 
-def _collect_gang(workers: list[tuple[Any, Connection]]) -> list[Any]:
-    results: dict[int, Any] = {}
-    waiting = {receiver: rank for rank, (_, receiver) in enumerate(workers)}
-    while waiting:
-        for ready in multiprocessing.connection.wait(list(waiting)):
-            rank = waiting.pop(ready)  # type: ignore[arg-type]
-            try:
-                outcome = ready.recv()  # type: ignore[union-attr]
-            except EOFError:
-                raise TaskError(f"Worker {rank} of the gang died without a traceback.") from None
-            if isinstance(outcome, _Failure):
-                if outcome.error is not None:
-                    raise outcome.error
-                raise TaskError(f"Worker {rank} of the gang failed: {outcome.summary}", outcome.traceback)
-            results[rank] = outcome
-    return [results[rank] for rank in range(len(workers))]
+def _pickle_failure(error: BaseException) -> bytes:
+    failure = _Failure(error)
+    try:
+        content = pickle.dumps(failure)
+        pickle.loads(content)
+    except Exception:
+        failure.error = None
+        content = pickle.dumps(failure)
+    return content
 
 
 def _free_ports(count: int) -> list[int]:

@@ -24,5 +24,5 @@ def create_engine(name: str = "local", num_workers: int | None = None) -> Engine
     if name not in _MODULE_OF_ENGINE:
         raise UsageError(f"Unknown engine {name!r}. Choose one of: {', '.join(ENGINE_NAMES)}.")
     if num_workers is not None and num_workers < 1:
-        raise UsageError(f"--workers {num_workers} is below 1. Give the number of workers, or leave it out for one per core.")
+        raise UsageError(f"num_workers={num_workers} is below 1. Give at least 1, or leave it out for one per core.")
     return importlib.import_module(_MODULE_OF_ENGINE[name]).create(num_workers)
