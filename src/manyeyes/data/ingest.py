@@ -1,0 +1,408 @@
+"""Ingest: from a source to a dataset. The driver lists, splits and shuffles; workers read, decode and write shards."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import manyeyes
+from manyeyes import config, storage
+from manyeyes.data.listing import Listing, list_source
+from manyeyes.data.manifest import MANIFEST_NAME, QUARANTINE, SHARDS, SPLITS, Counts, Manifest
+from manyeyes.data.scatter import Scatter
+from manyeyes.data.shards import INGEST, ShardRecord, ShardTask, ShardWriter, row_group_rows, write_shard
+from manyeyes.data.sources import Source, SourceEntry, open_source
+from manyeyes.data.splits import Fractions
+from manyeyes.engines.base import Engine
+from manyeyes.engines.registry import create_engine
+from manyeyes.errors import DatasetError, ManyeyesError, SourceError, UsageError
+from manyeyes.imaging.decode import DecodeLimits
+from manyeyes.imaging.preprocessing import Fit, Preprocessing
+
+# Raw pixels up to this size an image are stored decoded unless told; larger ones would fill disks.
+MAX_AUTO_RAW_BYTES = 128 * 1024
+_TARGET_SHARD_BYTES = 64 << 20
+_MAX_SHARD_ROWS = 8192
+# A dataset that is small is still cut into about this many tasks, so that all workers have work and a resume is cheap.
+_MIN_TASKS = 16
+_UNKNOWN_SIZE_BYTES = 128 * 1024
+# In `.ingest`: whose work this is. Not the name of a task.
+_JOB_NAME = "job.json"
+
+Progress = Callable[[str, int, int | None], None]
+
+
+@dataclass(frozen=True)
+class IngestSettings:
+    """What an ingest does; all but `overwrite` is part of the dataset's identity.
+
+    Attributes:
+        size: (height, width) in pixels of stored images, or None to keep each image's own.
+        fit: how an image comes to that size: "crop", "pad" or "stretch".
+        resize_short: with "crop": the shorter side before the cut.
+        channels: 3 (RGB), 1 (grey), or None: 1 where the source is known to be grey, else 3.
+        encoding: "raw", "jpeg", or "auto": raw if the size is fixed and an image has at most 128 KiB of pixels.
+        val, test: shares of the splits where the source has none.
+        seed: of splits and order.
+        shuffle: False keeps the order of the source.
+        source_kind: see sources.open_source.
+        image_column, label_column: of a Parquet source.
+        class_names: the classes in the order of their labels; other labels go to quarantine. None: those found.
+        max_pixels: larger images go to quarantine before they are decoded.
+        overwrite: replace a dataset that was made with other settings.
+    """
+
+    size: tuple[int, int] | None = None
+    fit: Fit = "crop"
+    resize_short: int | None = None
+    channels: int | None = None
+    encoding: Literal["auto", "raw", "jpeg"] = "auto"
+    val: float = 0.1
+    test: float = 0.1
+    seed: int = 0
+    shuffle: bool = True
+    source_kind: str = "auto"
+    image_column: str = "image"
+    label_column: str = "label"
+    class_names: tuple[str, ...] | None = None
+    max_pixels: int = DecodeLimits().max_pixels
+    overwrite: bool = field(default=False, compare=False)
+
+    def __post_init__(self) -> None:
+        if self.channels not in (None, 1, 3):
+            raise UsageError(f"--channels {self.channels} is not possible. Use 3 (RGB), 1 (grey) or auto.")
+        if self.resize_short is not None and (self.size is None or self.fit != "crop"):
+            raise UsageError("--resize-short goes with --size and --fit crop only.")
+        if self.max_pixels < 1:
+            raise UsageError(f"--max-pixels {self.max_pixels} is below 1.")
+        if self.class_names is not None and len(set(self.class_names)) != len(self.class_names):
+            twice = next(name for name, count in Counter(self.class_names).items() if count > 1)
+            raise UsageError(f"The class names have {twice!r} twice. Give each class one name.")
+        Fractions(self.val, self.test)
+
+    def identity(self) -> dict[str, Any]:
+        """What the result depends on, as JSON values."""
+        values = config.to_dict(self)
+        del values["overwrite"]
+        return {key: list(value) if isinstance(value, tuple) else value for key, value in values.items()}
+
+
+@dataclass(frozen=True)
+class IngestResult:
+    """What an ingest made. num_seen = num_written + quarantined + skipped.
+
+    Attributes:
+        was_complete: the dataset was there already and nothing was done.
+        written: split -> number of examples.
+        quarantined, skipped: reason -> number of inputs.
+        size_bytes: of all shards.
+        seconds: of this run; images_per_second counts what this run read, listing included.
+    """
+
+    dataset: str
+    was_complete: bool
+    num_seen: int
+    num_written: int
+    written: dict[str, int]
+    quarantined: dict[str, int]
+    skipped: dict[str, int]
+    num_classes: int
+    encoding: str
+    image_shape: tuple[int, int, int] | None
+    num_shards: int
+    size_bytes: int
+    seconds: float
+    images_per_second: float
+
+
+def ingest(
+    source: str,
+    dataset: str,
+    *,
+    settings: IngestSettings | None = None,
+    engine: Engine | None = None,
+    on_progress: Progress | None = None,
+) -> IngestResult:
+    """Write the images of a source as a dataset; interrupted and called again, it goes on where it stopped.
+
+    Args:
+        source: URI of a folder tree, a table, IDX files, tars or Parquet files (see data.sources).
+        dataset: URI of the dataset directory to make.
+        settings: defaults to IngestSettings().
+        engine: where it runs; defaults to the local engine with one worker per core.
+        on_progress: called with ("list", inputs so far, None), then ("write", inputs done, inputs in all).
+
+    Raises:
+        SourceError: the source is missing, can't be understood, or has fewer than two classes.
+        UsageError: a setting is wrong, or the destination can't be used.
+    """
+    started = time.perf_counter()
+    settings = settings or IngestSettings()
+    engine = engine or create_engine()
+    report = on_progress or (lambda phase, done, total: None)
+    source, dataset = _absolute(source), _absolute(dataset)
+    if (dataset + "/").startswith(source.rstrip("/") + "/"):
+        raise UsageError(f"The dataset {dataset} would lie inside its source. Choose a place outside {source}.")
+    opened = open_source(source, settings.source_kind, settings.image_column, settings.label_column)
+    identity = {"source": {"uri": source, "kind": opened.kind}, "settings": settings.identity()}
+    finished = _claim(dataset, identity, settings.overwrite)
+    if finished is not None:
+        return _result(dataset, finished, True, time.perf_counter() - started, 0)
+    with Scatter(settings.seed if settings.shuffle else None) as scatter:
+        listing = list_source(opened, settings.class_names, scatter, lambda count: report("list", count, None))
+        _check_classes(listing, source)
+        writer = _writer(opened, dataset, settings, listing.class_names)
+        total, done = listing.num_entries, 0
+
+        def on_result(_: int, record: ShardRecord) -> None:
+            nonlocal done
+            done += record.num_entries
+            report("write", done, total)
+
+        report("write", 0, total)
+        tasks = _tasks(opened, writer, listing, scatter, Fractions(settings.val, settings.test), settings.seed)
+        records = engine.map(write_shard, tasks, on_result=on_result)
+    manifest = _manifest(writer, listing, records, identity)
+    if not manifest.balances:
+        raise ManyeyesError(
+            f"Internal error: {dataset} does not balance: {manifest.num_seen} seen, {manifest.counts.num_written} written, "
+            f"{manifest.counts.num_quarantined} quarantined, {manifest.counts.num_skipped} skipped. Please report this."
+        )
+    _remove_leftovers(dataset, manifest)
+    manifest.save(dataset)
+    storage.remove(storage.join(dataset, INGEST), recursive=True)
+    return _result(dataset, manifest, False, time.perf_counter() - started, listing.num_entries)
+
+
+def _absolute(uri: str) -> str:
+    return os.path.abspath(uri.removeprefix("file://")) if storage.is_local(uri) else uri.rstrip("/")
+
+
+def _claim(dataset: str, identity: dict[str, Any], overwrite: bool) -> Manifest | None:
+    """Make the destination ready; return the manifest if it is complete already."""
+    job_uri = storage.join(dataset, INGEST, _JOB_NAME)
+    has_manifest = storage.exists(storage.join(dataset, MANIFEST_NAME))
+    has_job = storage.exists(job_uri)
+    if has_manifest and not overwrite:
+        manifest = Manifest.load(dataset)
+        if {"source": manifest.source, "settings": manifest.settings} != identity:
+            difference = _difference({"source": manifest.source, "settings": manifest.settings}, identity)
+            raise UsageError(
+                f"{dataset} is a dataset made with other arguments ({difference}). Choose another place, or add --overwrite."
+            )
+        storage.remove(storage.join(dataset, INGEST), recursive=True)
+        return manifest
+    if has_job and not has_manifest and not overwrite:
+        job = storage.read_json(job_uri)
+        if job != identity:
+            raise UsageError(
+                f"{dataset} holds an unfinished ingest with other arguments ({_difference(job, identity)}). "
+                "Give the same arguments to go on, or add --overwrite to start anew."
+            )
+        return None
+    if not has_manifest and not has_job and storage.exists(dataset):
+        _check_empty(dataset)
+    try:
+        if overwrite:
+            # The manifest goes first: without it nothing takes the rest for a dataset.
+            storage.remove(storage.join(dataset, MANIFEST_NAME))
+            for folder in (SHARDS, QUARANTINE, INGEST):
+                storage.remove(storage.join(dataset, folder), recursive=True)
+        storage.make_directory(dataset)
+        storage.write_json(job_uri, identity)
+    except OSError as error:
+        raise UsageError(f"{dataset} can't be written: {error}. Choose another place or free this one.") from None
+    return None
+
+
+def _check_empty(dataset: str) -> None:
+    fs, path = storage.filesystem(dataset)
+    if not fs.isdir(path):
+        raise UsageError(f"{dataset} is a file. Give a directory for the dataset.")
+    if fs.ls(path, detail=False):
+        raise UsageError(f"{dataset} is not empty and not a Manyeyes dataset. Give a new or an empty directory.")
+
+
+def _difference(old: dict[str, Any], new: dict[str, Any]) -> str:
+    def flat(values: dict[str, Any]) -> dict[str, Any]:
+        return {key: value for section in ("source", "settings") for key, value in values.get(section, {}).items()}
+
+    before, now = flat(old), flat(new)
+    changed = [key for key in now if before.get(key) != now[key]]
+    return ", ".join(f"{key}: {before.get(key)!r}, now {now[key]!r}" for key in changed[:3]) or "unknown ones"
+
+
+def _check_classes(listing: Listing, source: str) -> None:
+    if not listing.num_entries:
+        skipped = ", ".join(f"{count} {reason}" for reason, count in sorted(listing.skipped.items()))
+        raise SourceError(f"No images found in {source}{f' (passed over: {skipped})' if skipped else ''}.")
+    if not listing.num_usable:
+        problems = ", ".join(f"{count} {reason}" for reason, count in sorted(listing.problems.items()))
+        raise SourceError(f"None of the {listing.num_entries} images in {source} has a usable label: {problems}.")
+    if len(listing.class_names) < 2:
+        raise SourceError(
+            f"{source} has one class only, {listing.class_names[0]!r}. A classifier needs two or more: "
+            "expected one folder per class, or a label column with several values."
+        )
+
+
+def _writer(source: Source, dataset: str, settings: IngestSettings, class_names: tuple[str, ...]) -> ShardWriter:
+    native = source.image_shape
+    channels = settings.channels or (native[2] if native else 3)
+    size = settings.size or (native[:2] if native else None)
+    if size is None:
+        preprocessing, shape = Preprocessing(channels=channels), None
+    else:
+        # At the images' own size this changes no pixel; a recogniser trained on them then knows the size it serves.
+        preprocessing = Preprocessing.for_size(*size, settings.fit, channels, settings.resize_short)
+        shape = (*size, channels)
+    encoding = settings.encoding
+    if encoding == "auto":
+        is_small = shape is not None and shape[0] * shape[1] * shape[2] <= MAX_AUTO_RAW_BYTES
+        encoding = "raw" if is_small else "jpeg"
+    if encoding == "raw" and shape is None:
+        raise UsageError("--encoding raw stores pixels of one size. Say which with --size, e.g. --size 160.")
+    return ShardWriter(
+        dataset=dataset,
+        encoding=encoding,
+        preprocessing=preprocessing,
+        limits=DecodeLimits(max_pixels=settings.max_pixels),
+        class_names=class_names,
+        row_group_rows=row_group_rows(encoding, shape),
+        seed=settings.seed if settings.shuffle else None,
+    )
+
+
+def _tasks(
+    source: Source, writer: ShardWriter, listing: Listing, scatter: Scatter, fractions: Fractions, seed: int
+) -> Iterator[ShardTask]:
+    split_of = listing.splitter(fractions, seed)
+    label_of = {name: label for label, name in enumerate(writer.class_names)}
+    shape = writer.preprocessing.output_shape
+    fixed_bytes = None
+    if shape is not None:
+        # A JPEG of quality 92 has about a sixth of its pixels' bytes.
+        fixed_bytes = max(1, shape[0] * shape[1] * shape[2] // (1 if writer.encoding == "raw" else 6))
+    max_rows = _MAX_SHARD_ROWS if fixed_bytes is None else min(_MAX_SHARD_ROWS, _TARGET_SHARD_BYTES // fixed_bytes)
+    max_rows = min(max_rows, -(-listing.num_entries // _MIN_TASKS))
+    # Whole row groups, so that only the last one of a split is short.
+    max_rows = max(1, round(max_rows / writer.row_group_rows)) * writer.row_group_rows
+    pending: dict[str, list[SourceEntry]] = {split: [] for split in (*SPLITS, "")}
+    pending_bytes: Counter[str] = Counter()
+    num_tasks: Counter[str] = Counter()
+
+    def flush(split: str) -> ShardTask:
+        entries = tuple(pending[split])
+        name = f"{split or 'problem'}-{num_tasks[split]:05d}"
+        num_tasks[split] += 1
+        pending[split].clear()
+        pending_bytes[split] = 0
+        labels = tuple(-1 if entry.label is None else label_of.get(entry.label, -1) for entry in entries)
+        return ShardTask(name, split, entries, labels, source, writer)
+
+    for record in scatter:
+        entry = SourceEntry.from_json(record[:-1])
+        split = "" if entry.problem is not None else split_of(entry, record[-1])
+        estimate = fixed_bytes or (entry.size_bytes if entry.size_bytes >= 0 else _UNKNOWN_SIZE_BYTES)
+        if pending[split] and pending_bytes[split] + estimate > _TARGET_SHARD_BYTES and fixed_bytes is None:
+            yield flush(split)
+        pending[split].append(entry)
+        pending_bytes[split] += estimate
+        if len(pending[split]) >= max_rows:
+            yield flush(split)
+    for split in pending:
+        if pending[split]:
+            yield flush(split)
+
+
+def _manifest(writer: ShardWriter, listing: Listing, records: list[ShardRecord], identity: dict[str, Any]) -> Manifest:
+    written = {split: [0] * len(writer.class_names) for split in SPLITS}
+    quarantined: Counter[str] = Counter()
+    for record in records:
+        quarantined.update(record.quarantined)
+        for label, count in record.written.items():
+            written[record.split][int(label)] += count
+    order = {split: position for position, split in enumerate(SPLITS)}
+    shards = sorted((r.shard for r in records if r.shard), key=lambda info: (order[info.split], info.name))
+    return Manifest(
+        class_names=writer.class_names,
+        encoding=writer.encoding,
+        preprocessing=writer.preprocessing.to_dict(),
+        preprocessing_fingerprint=writer.preprocessing.fingerprint,
+        image_shape=writer.preprocessing.output_shape,
+        num_seen=listing.num_entries + sum(listing.skipped.values()),
+        counts=Counts(
+            skipped=dict(sorted(listing.skipped.items())),
+            quarantined=dict(sorted(quarantined.items())),
+            written={split: counts for split, counts in written.items() if sum(counts)},
+        ),
+        shards=tuple(shards),
+        quarantine=tuple(sorted((r.quarantine for r in records if r.quarantine), key=lambda info: info.name)),
+        source=identity["source"],
+        settings=identity["settings"],
+        manyeyes_version=manyeyes.__version__,
+    )
+
+
+def _remove_leftovers(dataset: str, manifest: Manifest) -> None:
+    """Remove what an interrupted attempt left beside the shards: files half written, or of a source that has changed."""
+    for folder, infos in ((SHARDS, manifest.shards), (QUARANTINE, manifest.quarantine)):
+        fs, path = storage.filesystem(storage.join(dataset, folder))
+        names = {info.name for info in infos}
+        for found in fs.ls(path, detail=False) if fs.isdir(path) else []:
+            if found.rpartition("/")[2] not in names:
+                fs.rm(found)
+
+
+def _result(dataset: str, manifest: Manifest, was_complete: bool, seconds: float, num_read: int) -> IngestResult:
+    if not manifest.balances:
+        raise DatasetError(f"{dataset}: the counts in {MANIFEST_NAME} do not balance. Ingest again with --overwrite.")
+    counts = manifest.counts
+    return IngestResult(
+        dataset=dataset,
+        was_complete=was_complete,
+        num_seen=manifest.num_seen,
+        num_written=counts.num_written,
+        written={split: sum(by_label) for split, by_label in counts.written.items()},
+        quarantined=counts.quarantined,
+        skipped=counts.skipped,
+        num_classes=len(manifest.class_names),
+        encoding=manifest.encoding,
+        image_shape=manifest.image_shape,
+        num_shards=len(manifest.shards),
+        size_bytes=sum(shard.size_bytes for shard in manifest.shards),
+        seconds=seconds,
+        images_per_second=num_read / seconds if seconds > 0 else 0.0,
+    )
+
+
+def parse_size(text: str) -> tuple[int, int]:
+    """Return (height, width) of "160" or "HEIGHTxWIDTH".
+
+    Raises:
+        UsageError: it is neither.
+    """
+    parts = text.lower().replace("×", "x").split("x")
+    if not 1 <= len(parts) <= 2 or not all(part.strip().isdecimal() and int(part) > 0 for part in parts):
+        raise UsageError(f"--size {text!r} is not a size. Write pixels as N or HEIGHTxWIDTH, e.g. 160 or 128x96.")
+    return int(parts[0]), int(parts[-1])
+
+
+def read_class_names(uri: str) -> tuple[str, ...]:
+    """Return the lines of a file of class names; blank ones are passed over.
+
+    Raises:
+        UsageError: it can't be read, or has fewer than two names.
+    """
+    try:
+        lines = storage.read_bytes(uri).decode("utf-8-sig").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise UsageError(f"The class names can't be read: {error}. Give a text file with one name a line.") from None
+    names = tuple(line.strip() for line in lines if line.strip())
+    if len(names) < 2:
+        raise UsageError(f"{uri} has {len(names)} class names. A classifier needs two or more, one a line.")
+    return names
