@@ -120,7 +120,7 @@ class Predictor:
                 raise BundleError(
                     f"{where}: golden example {name!r} gives other pixels than at export: "
                     f"{np.count_nonzero(difference)} of {difference.size} values differ, by up to {difference.max()}. "
-                    "Preprocessing or image decoder are not those of the export; export the run again here."
+                    "The image decoder is not that of the export; export the run again here."
                 )
         logits = self.logits(golden.pixels)
         if logits.shape != golden.logits.shape or logits.shape[1] != len(self.class_names):

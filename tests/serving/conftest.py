@@ -1,0 +1,166 @@
+from __future__ import annotations
+
+import itertools
+import json
+import os
+import shutil
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+_BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
+_FLAGS = (
+    "--headless",
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-quic",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+    "--remote-debugging-pipe",
+)
+
+
+class Page:
+    """One tab of a headless browser, spoken to over its debugging pipe."""
+
+    def __init__(self, send: Any, session: str) -> None:
+        self._send = send
+        self._session = session
+
+    def call(self, method: str, **params: Any) -> dict[str, Any]:
+        return self._send(method, params, self._session)
+
+    def evaluate(self, expression: str) -> Any:
+        answer = self.call("Runtime.evaluate", expression=expression, awaitPromise=True, returnByValue=True)
+        assert "exceptionDetails" not in answer, answer["exceptionDetails"]
+        return answer["result"].get("value")
+
+    def wait_for(self, condition: str) -> None:
+        """Wait until the JavaScript `condition` holds."""
+        poll = f"const t = setInterval(() => {{ if ({condition}) {{ clearInterval(t); resolve(true); }} }}, 20)"
+        give_up = "setTimeout(() => resolve(false), 15000)"
+        assert self.evaluate(f"new Promise(resolve => {{ {poll}; {give_up}; }})"), f"never true: {condition}"
+
+    def press(self, key: str) -> None:
+        code = {"Tab": 9, "Enter": 13}[key]
+        text = {"Enter": "\r"}.get(key, "")
+        kind = "keyDown" if text else "rawKeyDown"
+        self.call("Input.dispatchKeyEvent", type=kind, key=key, code=key, windowsVirtualKeyCode=code, text=text)
+        self.call("Input.dispatchKeyEvent", type="keyUp", key=key, code=key, windowsVirtualKeyCode=code)
+
+
+@pytest.fixture(scope="session")
+def page(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Page]:
+    browser = next(filter(None, map(shutil.which, _BROWSERS)), None)
+    if browser is None:
+        pytest.skip(
+            f"no browser is installed; one of {', '.join(_BROWSERS)} is needed (Debian: apt-get install chromium)"
+        )
+    to_browser_read, to_browser = os.pipe()
+    from_browser, from_browser_write = os.pipe()
+    profile = tmp_path_factory.mktemp("profile")
+    # The browser reads commands from descriptor 3 and answers on 4.
+    shell = f'exec "$0" "$@" 3<&{to_browser_read} 4>&{from_browser_write}'
+    process = subprocess.Popen(
+        ["bash", "-c", shell, browser, *_FLAGS, f"--user-data-dir={profile}"],
+        pass_fds=(to_browser_read, from_browser_write),
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+    os.close(to_browser_read)
+    os.close(from_browser_write)
+    numbers = itertools.count(1)
+    buffer = bytearray()
+
+    def send(method: str, params: dict[str, Any], session: str | None = None) -> dict[str, Any]:
+        number = next(numbers)
+        message = {"id": number, "method": method, "params": params} | ({"sessionId": session} if session else {})
+        os.write(to_browser, json.dumps(message).encode() + b"\0")
+        while True:
+            while b"\0" not in buffer:
+                chunk = os.read(from_browser, 1 << 16)
+                assert chunk, "the browser ended"
+                buffer.extend(chunk)
+            answer, _, rest = bytes(buffer).partition(b"\0")
+            buffer[:] = rest
+            content = json.loads(answer)
+            if content.get("id") == number:
+                assert "error" not in content, content["error"]
+                return content["result"]
+
+    try:
+        target = send("Target.createTarget", {"url": "about:blank"})["targetId"]
+        session = send("Target.attachToTarget", {"targetId": target, "flatten": True})["sessionId"]
+        for domain in ("Page", "Runtime", "DOM"):
+            send(f"{domain}.enable", {}, session)
+        yield Page(send, session)
+    finally:
+        process.terminate()
+        process.wait(timeout=20)
+        os.close(to_browser)
+        os.close(from_browser)
+
+
+class Server:
+    """`manyeyes serve` in a process of its own."""
+
+    def __init__(self, bundle: str, *arguments: str) -> None:
+        self.process = subprocess.Popen(
+            [sys.executable, "-m", "manyeyes.cli.main", "serve", bundle, "--port", "0", *arguments],
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        assert self.process.stderr is not None
+        self.lines: list[str] = []
+        for line in self.process.stderr:
+            self.lines.append(line)
+            if "http://" in line:
+                break
+        else:
+            raise AssertionError("".join(self.lines))
+        self.url = line.rsplit(" ", 1)[1].strip()
+        self._drain = threading.Thread(target=lambda: self.lines.extend(self.process.stderr or []), daemon=True)
+        self._drain.start()
+
+    def wait(self) -> int:
+        code = self.process.wait(timeout=30)
+        self._drain.join()
+        return code
+
+
+@pytest.fixture(scope="session")
+def start_server(small_bundle: str) -> Iterator[Callable[[], Server]]:
+    started: list[Server] = []
+
+    def start() -> Server:
+        started.append(Server(small_bundle))
+        return started[-1]
+
+    yield start
+    for running in started:
+        if running.process.poll() is None:
+            running.process.terminate()
+            running.wait()
+
+
+@pytest.fixture(scope="session")
+def server(start_server: Callable[[], Server]) -> Server:
+    return start_server()
+
+
+@pytest.fixture
+def red_jpeg(tmp_path: Path) -> Path:
+    import cv2
+    import numpy as np
+
+    pixels = np.full((60, 80, 3), (40, 40, 180), np.uint8)
+    path = tmp_path / "red.jpg"
+    assert cv2.imwrite(str(path), pixels)
+    return path
