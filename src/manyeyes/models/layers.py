@@ -6,11 +6,20 @@ fits however many models were built before.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 import keras
 
 from manyeyes.errors import UsageError
+
+# Not Keras's 0.99, whose statistics lag behind in a training of a few hundred steps.
+NORM_MOMENTUM = 0.9
+
+
+@dataclass(frozen=True)
+class NoOptions:
+    """Settings of a model that has none of its own."""
 
 
 def normalise(image: Any, scale: float = 1 / 127.5, offset: float = -1.0) -> Any:
@@ -22,11 +31,8 @@ def normalise(image: Any, scale: float = 1 / 127.5, offset: float = -1.0) -> Any
 
 
 def batch_norm(name: str, **arguments: Any) -> keras.layers.Layer:
-    """The one place that makes normalisation layers.
-
-    The momentum is 0.9 and not Keras's 0.99, whose statistics lag behind in a training of a few hundred steps.
-    """
-    return keras.layers.BatchNormalization(name=name, **{"momentum": 0.9, "epsilon": 1e-5, **arguments})
+    """The one place that makes normalisation layers."""
+    return keras.layers.BatchNormalization(name=name, **{"momentum": NORM_MOMENTUM, "epsilon": 1e-5, **arguments})
 
 
 def conv_norm(x: Any, filters: int, kernel_size: int, name: str, strides: int = 1, **norm_arguments: Any) -> Any:
@@ -59,4 +65,17 @@ def require_size(name: str, image: Any, smallest: int) -> None:
         raise UsageError(
             f"Model {name} can't take images of {height} x {width} pixels. "
             f"Use at least {smallest} x {smallest}, or another model."
+        )
+
+
+def require_channels(name: str, image: Any, channels: int) -> None:
+    """Refuse an image of another number of channels.
+
+    Raises:
+        UsageError: the image has not `channels` channels.
+    """
+    if image.shape[-1] != channels:
+        raise UsageError(
+            f"Model {name} can't take images of {image.shape[-1]} channels. "
+            f"Ingest them with {channels}, or use another model."
         )

@@ -21,6 +21,9 @@ if TYPE_CHECKING:
 Precision = Literal["float32", "bfloat16", "float16", "float64"]
 
 _POLICIES = {"float32": "float32", "bfloat16": "mixed_bfloat16", "float16": "mixed_float16", "float64": "float64"}
+_APPLICATIONS = "applications"
+_LITE0 = "efficientnet_lite0"
+_KERAS_PREFIX = "keras:"
 _HEAD_LAYERS = ("head_dropout", "logits")
 
 
@@ -69,6 +72,8 @@ class ModelInfo:
 
 
 class _Entry(NamedTuple):
+    """A row of the table; `function` is of `module`, or of keras.applications where that is the module."""
+
     module: str
     function: str
     options: str
@@ -79,12 +84,24 @@ class _Entry(NamedTuple):
     needs_extra: str | None = None
 
 
+# fmt: off
 _ENTRIES = {
     "cnn": _Entry("cnn", "cnn", "CnnOptions", "small fast CNN for small images", 28, 4),
+    "resnet18": _Entry("resnet", "resnet18", "ResNetOptions", "residual network of 18 layers", 32, 8),
+    "resnet34": _Entry("resnet", "resnet34", "ResNetOptions", "residual network of 34 layers", 32, 8),
+    "resnet50": _Entry("resnet", "resnet50", "ResNetOptions", "residual network of 50 layers", 224, 8, 256),
+    "mobilenet_v2": _Entry(
+        _APPLICATIONS, "MobileNetV2", "MobileNetV2Options", "MobileNetV2 of keras.applications", 224, 32, 256),
+    "efficientnet_b0": _Entry(
+        _APPLICATIONS, "EfficientNetB0", "NoOptions", "EfficientNet-B0 of keras.applications", 224, 32, 256),
+    "efficientnet_lite0": _Entry(
+        _LITE0, "efficientnet_lite0", "NoOptions", "EfficientNet-Lite0, whose ImageNet weights are a package",
+        224, 32, 256, "pretrained"),
     "gru": _Entry("rnn", "gru", "RnnOptions", "GRU over the rows of the image", 28, 1),
     "lstm": _Entry("rnn", "lstm", "RnnOptions", "LSTM over the rows of the image", 28, 1),
     "crnn": _Entry("rnn", "crnn", "CrnnOptions", "convolutions, then a bidirectional GRU over the columns", 28, 4),
 }
+# fmt: on
 
 MODEL_NAMES = tuple(_ENTRIES)
 
@@ -129,20 +146,35 @@ def build(config: ModelConfig, precision: Precision = "float32") -> keras.Model:
         raise UsageError(
             "A model can't be built without input_shape and num_classes. Set both, e.g. (28, 28, 1) and 10."
         )
+    if min(config.input_shape) < 1:
+        raise UsageError(f"input_shape={config.input_shape} is empty. Use (height, width, channels), all at least 1.")
     if config.num_classes < 2:
         raise UsageError(f"num_classes={config.num_classes} leaves nothing to tell apart. Use at least 2 classes.")
     entry = _entry(config.name)
     module = _import(entry.module)
     options = settings.from_dict(getattr(module, entry.options), config.options, "model.options")
+    imagenet = config.weights == "imagenet"
+    if imagenet and entry.module not in (_APPLICATIONS, _LITE0):
+        raise UsageError(
+            f"There are no ImageNet weights for {config.name}. Use weights='none', or the model efficientnet_lite0."
+        )
     keras = _import_keras()
     with _dtype_policy(_POLICIES[precision]):
         image = keras.Input(config.input_shape, dtype="uint8", name="image")
-        features = getattr(module, entry.function)(image, options)
+        if entry.module == _APPLICATIONS:
+            features = module.features(entry.function, config.name, image, options, imagenet=imagenet)
+        else:
+            features = getattr(module, entry.function)(image, options)
         if config.dropout:
             features = keras.layers.Dropout(config.dropout, name="head_dropout")(features)
         logits_dtype = "float64" if precision == "float64" else "float32"
         logits = keras.layers.Dense(config.num_classes, dtype=logits_dtype, name="logits")(features)
-    return keras.Model(image, logits, name=config.name.replace(":", "_"))
+        model = keras.Model(image, logits, name=config.name.replace(":", "_"))
+    if imagenet and entry.module == _LITE0:
+        module.load_imagenet(model)
+    elif config.weights not in ("none", "imagenet"):
+        _import("weights").load(model, config.weights, head="logits")
+    return model
 
 
 def head_layers(model: keras.Model) -> list[keras.layers.Layer]:
@@ -172,7 +204,14 @@ def count_parameters(model: keras.Model) -> int:
 def _entry(name: str) -> _Entry:
     if name in _ENTRIES:
         return _ENTRIES[name]
-    near = difflib.get_close_matches(name, MODEL_NAMES, n=3)
+    applications = _import(_APPLICATIONS)
+    application = name.removeprefix(_KERAS_PREFIX)
+    if application in applications.names():
+        smallest = applications.min_size(application)
+        return _Entry(
+            _APPLICATIONS, application, "NoOptions", f"{application} of keras.applications", 224, smallest, 256
+        )
+    near = difflib.get_close_matches(application, [*MODEL_NAMES, *applications.names()], n=3)
     hint = f"Did you mean {' or '.join(near)}?" if near else f"Known: {', '.join(MODEL_NAMES)}."
     raise UsageError(f"There is no model {name!r}. {hint}")
 
