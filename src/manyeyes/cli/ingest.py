@@ -37,8 +37,8 @@ def command(
     encoding: Annotated[
         str,
         typer.Option(
-            help="raw (decoded pixels, fastest to train on), jpeg (original bytes, or JPEG of quality 92 after a resize), "
-            "or auto: raw if the size is fixed and an image has at most 128 KiB of pixels (208x208 in colour), else jpeg."
+            help="raw (decoded pixels, fastest to train on), jpeg (original bytes, or JPEG of quality 92 with --size), "
+            "or auto: raw if the size is fixed and an image has at most 128 KiB (208x208 in colour), else jpeg."
         ),
     ] = "auto",
     val: Annotated[float, typer.Option(help="Share of the validation split, where the source has none.")] = 0.1,
@@ -70,7 +70,8 @@ def command(
 ) -> None:
     """Turn labelled images into a dataset: checked, split, shuffled, in Parquet shards.
 
-    Every input is counted: seen = written + quarantined + skipped. Interrupted, the same command goes on where it stopped.
+    Every input is counted: seen = written + quarantined + skipped. If it is interrupted, the same command goes on where
+    it stopped.
 
     Example: `manyeyes ingest photos/ photos.ds --size 160`
     """

@@ -169,7 +169,8 @@ def ingest(
     manifest = _manifest(writer, listing, records, identity)
     if not manifest.balances:
         raise ManyeyesError(
-            f"Internal error: {dataset} does not balance: {manifest.num_seen} seen, {manifest.counts.num_written} written, "
+            f"Internal error: {dataset} does not balance: "
+            f"{manifest.num_seen} seen, {manifest.counts.num_written} written, "
             f"{manifest.counts.num_quarantined} quarantined, {manifest.counts.num_skipped} skipped. Please report this."
         )
     _remove_leftovers(dataset, manifest)
@@ -179,7 +180,10 @@ def ingest(
 
 
 def _absolute(uri: str) -> str:
-    return os.path.abspath(uri.removeprefix("file://")) if storage.is_local(uri) else uri.rstrip("/")
+    if not storage.is_local(uri):
+        return uri.rstrip("/")
+    # Not Path.resolve: a link that the user gives stays the name that the user knows.
+    return os.path.abspath(uri.removeprefix("file://"))  # noqa: PTH100
 
 
 def _claim(dataset: str, identity: dict[str, Any], overwrite: bool) -> Manifest | None:
@@ -192,7 +196,8 @@ def _claim(dataset: str, identity: dict[str, Any], overwrite: bool) -> Manifest 
         if {"source": manifest.source, "settings": manifest.settings} != identity:
             difference = _difference({"source": manifest.source, "settings": manifest.settings}, identity)
             raise UsageError(
-                f"{dataset} is a dataset made with other arguments ({difference}). Choose another place, or add --overwrite."
+                f"{dataset} is a dataset made with other arguments ({difference}). "
+                "Choose another place, or add --overwrite."
             )
         storage.remove(storage.join(dataset, INGEST), recursive=True)
         return manifest
@@ -349,7 +354,7 @@ def _manifest(writer: ShardWriter, listing: Listing, records: list[ShardRecord],
 
 
 def _remove_leftovers(dataset: str, manifest: Manifest) -> None:
-    """Remove what an interrupted attempt left beside the shards: files half written, or of a source that has changed."""
+    """Remove what an interrupted attempt left beside the shards: half-written files, or shards of an older source."""
     for folder, infos in ((SHARDS, manifest.shards), (QUARANTINE, manifest.quarantine)):
         fs, path = storage.filesystem(storage.join(dataset, folder))
         names = {info.name for info in infos}
@@ -367,7 +372,7 @@ def _result(dataset: str, manifest: Manifest, was_complete: bool, seconds: float
         was_complete=was_complete,
         num_seen=manifest.num_seen,
         num_written=counts.num_written,
-        written={split: sum(by_label) for split, by_label in counts.written.items()},
+        written={split: sum(counts.written[split]) for split in SPLITS if split in counts.written},
         quarantined=counts.quarantined,
         skipped=counts.skipped,
         num_classes=len(manifest.class_names),

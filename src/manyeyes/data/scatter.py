@@ -20,7 +20,7 @@ _MAX_IN_MEMORY = 20_000
 
 
 class Scatter:
-    """Collects records (JSON values) and gives them back in a shuffled order that depends on `seed` and their blocks only.
+    """Collects records (JSON values) and gives them back in a shuffled order: a function of `seed` and their blocks.
 
     Records of one block stay together, in their order. Use as a context manager: the spool files go at its end.
 

@@ -1,4 +1,4 @@
-"""Writes one shard: the map function of an ingest. A pure function of its task, so that it can be retried and resumed."""
+"""Writes one shard: the map function of an ingest, a pure function of its task, so that it can be retried."""
 
 from __future__ import annotations
 

@@ -27,7 +27,8 @@ class Fractions:
     def __post_init__(self) -> None:
         if not (self.val >= 0 and self.test >= 0 and self.val + self.test <= 0.95):
             raise UsageError(
-                f"--val {self.val:g} and --test {self.test:g} are not possible. Give shares of at least 0 with a sum of at most 0.95."
+                f"--val {self.val:g} and --test {self.test:g} are not possible. "
+                "Give shares of at least 0 with a sum of at most 0.95."
             )
 
 
@@ -77,7 +78,8 @@ def _deal_block(fractions: Fractions, seed: int, label: str, total: int, block: 
 def assign_groups(groups: Mapping[str, Mapping[str, int]], shares: Mapping[str, float], seed: int) -> dict[str, str]:
     """Give whole groups to splits (or folds), as near to the shares of every label as the groups allow.
 
-    Greedy: from the largest group to the smallest, each goes where the squared distance to the wanted counts grows least.
+    Greedy: from the largest group to the smallest, each goes where the squared distance to the wanted counts grows
+    least.
 
     Args:
         groups: group -> label -> number of entries.
@@ -133,9 +135,8 @@ def kfold(labels: np.ndarray, groups: Sequence[str | None] | None, k: int, seed:
     )
     num_units = len(labels) if names is None else len(set(names))
     if not 2 <= k <= num_units:
-        raise UsageError(
-            f"{k} folds of {num_units} {'examples' if names is None else 'groups'} are not possible. Use 2 to {num_units}."
-        )
+        what = "examples" if names is None else "groups"
+        raise UsageError(f"{k} folds of {num_units} {what} are not possible. Use 2 to {num_units}.")
     if names is not None:
         counts: dict[str, Counter[str]] = {}
         for name, label in zip(names, labels.tolist(), strict=True):

@@ -68,7 +68,8 @@ def detect_kind(uri: str) -> str:
         kind = _kind_of_file(posixpath.basename(uri))
         if kind in (None, "image"):
             raise SourceError(
-                f"{uri} is not a source: expected a folder, or a file that ends in .csv, .tsv, .jsonl, .parquet, .tar or -images-idx3-ubyte[.gz]."
+                f"{uri} is not a source: expected a folder, or a file that ends in .csv, .tsv, .jsonl, .parquet, .tar "
+                "or -images-idx3-ubyte[.gz]."
             )
         return str(kind)
     return _detect_in_directory(uri)
@@ -92,7 +93,8 @@ def _detect_in_directory(uri: str) -> str:
         return next(iter(found))
     listing = ", ".join(f"{count} x {kind}" for kind, count in sorted(found.items()))
     raise SourceError(
-        f"{uri} could be read in several ways: {listing}. Say which with --source-kind, or give the path of the file itself."
+        f"{uri} could be read in several ways: {listing}. "
+        "Say which with --source-kind, or give the path of the file itself."
     )
 
 

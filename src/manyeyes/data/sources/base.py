@@ -12,7 +12,7 @@ import numpy as np
 from manyeyes import storage
 from manyeyes.errors import ImageError, Reason, SourceError
 
-# What decoders of this project read, then what is surely an image but can't be read: that goes to quarantine, not aside.
+# What the decoder reads, then what is surely an image but can't be read: that goes to quarantine, not aside.
 READABLE_SUFFIXES = ("jpg", "jpeg", "jpe", "jfif", "png", "webp", "bmp", "dib", "tif", "tiff", "gif")
 UNREADABLE_SUFFIXES = (
     "heic",
@@ -25,7 +25,6 @@ UNREADABLE_SUFFIXES = (
     "jp2",
     "ppm",
     "pgm",
-    "pbm",
     "exr",
     "hdr",
     "dng",
@@ -51,7 +50,7 @@ class SourceEntry:
     Attributes:
         uri: the file or the container that holds the image.
         path: the name of the image in its source, kept in shards and quarantine.
-        locator: () the whole file; (offset, size) in a tar; (row group, row) of a Parquet file; (index,) in an IDX file.
+        locator: () the whole file; (offset, size) in a tar; (row group, row) in Parquet; (index,) in an IDX file.
         label: the class as the source names it, or None.
         group: what must not straddle splits (a patient, a video), or None.
         split: "train", "val" or "test" where the source says so, else None.

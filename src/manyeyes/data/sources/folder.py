@@ -118,5 +118,5 @@ def _list_local(folder: str) -> list[_Item]:
 
 
 def _readable(path: str) -> str:
-    # A name that is not UTF-8 arrives with surrogates, which neither JSON nor Parquet can hold; only the URI keeps them.
+    # A name that is not UTF-8 arrives with surrogates, which Parquet can't hold; only the URI keeps them.
     return path.encode("utf-8", "surrogateescape").decode("utf-8", "replace")

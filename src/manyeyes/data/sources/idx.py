@@ -162,7 +162,7 @@ def _check_length(uri: str, header: _Header, num_bytes: int) -> None:
     expected = header.offset + int(np.prod(header.shape)) * np.dtype(header.dtype).itemsize
     if num_bytes != expected:
         raise SourceError(
-            f"{uri} has {num_bytes} bytes, but its header {header.shape} asks for {expected}. The file is damaged."
+            f"{uri} has {num_bytes} bytes, its header {header.shape} asks for {expected}. The file is damaged."
         )
 
 
@@ -178,7 +178,7 @@ def _load(uri: str) -> np.ndarray:
     return np.frombuffer(content, header.dtype, offset=header.offset).reshape(header.shape)
 
 
-# A gzipped file has no random access: a worker unpacks it once. Two, because a task may end one split and begin another.
+# A gzipped file has no random access: a worker unpacks it once, and keeps two, as tasks of two splits take turns.
 _load_cached = functools.lru_cache(maxsize=2)(_load)
 
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 import csv
 import io
 import json
-import os
 import posixpath
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from manyeyes import storage
@@ -68,7 +68,8 @@ class TableSource:
                 for row in reader:
                     if None in row:
                         raise SourceError(
-                            f"{self.uri}, line {reader.line_num}: more cells than columns. Put cells with a {delimiter!r} in quotes."
+                            f"{self.uri}, line {reader.line_num}: more cells than columns. "
+                            f"Put cells with a {delimiter!r} in quotes."
                         )
                     yield reader.line_num, row
             except (csv.Error, UnicodeDecodeError) as error:
@@ -101,6 +102,6 @@ def _local_size(uri: str) -> int:
     if not uri or not storage.is_local(uri):
         return -1
     try:
-        return os.stat(uri.removeprefix("file://")).st_size
+        return Path(uri.removeprefix("file://")).stat().st_size
     except OSError:
         return -1

@@ -133,6 +133,8 @@ def _read_tar(uri: str) -> Iterator[SourceEntry | Skipped]:
                         sample.label_files[suffix] = content.read() if content else b""
                     else:
                         yield Skipped(name, "not_an_image_name")
+                if file.seek(0, 2) % tarfile.BLOCKSIZE:  # where a header is cut short, tarfile just ends
+                    raise tarfile.ReadError("unexpected end of data")
                 yield from _finish(sample, uri, split)
         except tarfile.TarError as error:
             if sample is None:
