@@ -86,7 +86,7 @@ def save(directory: str, state: TrainState, arrays: Arrays) -> str:
     try:
         storage.make_directory(aside)
         for part, values in arrays.items():
-            content = save_safetensors({key: np.ascontiguousarray(value) for key, value in values.items()})
+            content = save_safetensors({key: np.asarray(value, order="C") for key, value in values.items()})
             storage.write_bytes(storage.join(aside, f"{part}.safetensors"), content)
             sha256[f"{part}.safetensors"] = hashlib.sha256(content).hexdigest()
         storage.write_json(storage.join(aside, STATE_NAME), {**config.to_dict(state), "sha256": sha256})

@@ -20,6 +20,9 @@ from manyeyes.training.run import METRICS_NAME
 
 TENSORBOARD = "tb"
 
+# tensorflow.DataClass.DATA_CLASS_SCALAR
+_DATA_CLASS_SCALAR = 1
+
 
 class Journal:
     """Appends to the metrics of one run.
@@ -59,10 +62,14 @@ class Journal:
     def _write_events(self, kind: str, global_step: int, **values: Any) -> None:
         import tensorflow as tf
 
+        # What tf.summary.scalar writes, which needs TensorBoard itself to be installed.
+        metadata = tf.compat.v1.SummaryMetadata(data_class=_DATA_CLASS_SCALAR)
+        metadata.plugin_data.plugin_name = "scalars"
         with self._writer.as_default():
             for name, value in values.items():
                 if name not in ("epoch", "step") and value is not None:
-                    tf.summary.scalar(f"{kind}/{name}", value, step=global_step)
+                    tensor = tf.constant(value, tf.float32)
+                    tf.summary.write(f"{kind}/{name}", tensor, step=global_step, metadata=metadata)
         self._writer.flush()
 
     def close(self) -> None:
