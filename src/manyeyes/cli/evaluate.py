@@ -1,4 +1,72 @@
 """`manyeyes evaluate`."""
-def command() -> None:
-    """Not written yet."""
-    raise NotImplementedError
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from manyeyes.cli import common
+
+
+def command(
+    model: Annotated[str, typer.Argument(help="The run (its best checkpoint) or the bundle.", show_default=False)],
+    dataset: Annotated[str, typer.Argument(help="Dataset directory, made by `manyeyes ingest`.", show_default=False)],
+    split: Annotated[str, typer.Option(help="train, val or test.")] = "test",
+    out: Annotated[
+        str | None,
+        typer.Option("--out", "-o", help="Directory for numbers and pictures; default for a run: in the run."),
+    ] = None,
+    batch_size: Annotated[int, typer.Option(help="Images that the model takes at once.")] = 64,
+    confidence: Annotated[float, typer.Option(help="Of the intervals.")] = 0.95,
+    engine: Annotated[
+        str | None,
+        typer.Option(
+            help=f"Where the job runs: {', '.join(common.ENGINE_NAMES)}; default: inline for a run, else local.",
+            rich_help_panel="Execution",
+        ),
+    ] = None,
+    workers: common.NumWorkers = None,
+    json_output: common.JsonOutput = False,
+) -> None:
+    """Measure how well a RUN or a BUNDLE recognises the examples of a DATASET.
+
+    Gives accuracy, top-k, precision, recall and F1 with intervals, and writes evaluation.json, the confusion matrix
+    and the learning curves.
+
+    Example: `manyeyes evaluate runs/fashion datasets/fashion`
+    """
+    import shlex
+
+    from rich.table import Table
+
+    from manyeyes.engines.registry import create_engine
+    from manyeyes.evaluation.evaluate import evaluate
+    from manyeyes.evaluation.tables import tables
+
+    if workers is not None and engine is None:
+        engine = "local"
+    with common.progress_bar("images", hidden=json_output) as progress:
+        task = progress.add_task("Evaluating", total=None)
+        result = evaluate(
+            model,
+            dataset,
+            split=split,
+            engine=create_engine(engine, workers) if engine else None,
+            batch_size=batch_size,
+            confidence=confidence,
+            out=out,
+            on_progress=lambda num_done, total: progress.update(task, completed=num_done, total=total),
+        )
+    if json_output:
+        common.print_json(result.to_dict())
+        return
+    console = common.output()
+    for part in tables(result):
+        if isinstance(part, Table):
+            console.print(part)
+        else:
+            console.print(part, soft_wrap=True, markup=False)
+    uri = shlex.quote(result.model)
+    following = f"manyeyes export {uri} BUNDLE" if result.model_kind == "run" else f"manyeyes serve {uri}"
+    console.print(f"Next: {following}", soft_wrap=True, markup=False)

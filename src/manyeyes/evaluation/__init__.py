@@ -1,0 +1,1 @@
+"""How good a model is: mergeable sums over shards, metrics with their intervals, tables and pictures."""

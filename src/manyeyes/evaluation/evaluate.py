@@ -1,0 +1,281 @@
+"""`evaluate`: a run or a bundle and a split in, metrics out; every example exactly once, over shards by an engine."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+import manyeyes
+from manyeyes import config, storage
+from manyeyes.data.dataset import Dataset, Split
+from manyeyes.data.manifest import ShardInfo
+from manyeyes.engines.base import Engine
+from manyeyes.engines.registry import create_engine
+from manyeyes.errors import DatasetError, EngineError, ImageError, ManyeyesError, MissingExtraError, UsageError
+from manyeyes.evaluation import plots
+from manyeyes.evaluation.metrics import ClassificationSums, Summary, summarize
+from manyeyes.evaluation.recogniser import Kind, Recogniser
+from manyeyes.imaging.preprocessing import Preprocessing
+from manyeyes.recognition.inputs import remaining_preprocessing
+from manyeyes.training.run import METRICS_NAME
+
+FORMAT = "manyeyes.evaluation"
+FORMAT_VERSION = 1
+RESULT_NAME = "evaluation.json"
+CONFUSION_MATRIX_NAME = "confusion_matrix.png"
+LEARNING_CURVES_NAME = "learning_curves.png"
+# A task has at least so many examples where its shard has, so that small row groups don't make small tasks.
+TASK_EXAMPLES = 2048
+
+
+@dataclass(frozen=True)
+class EvaluationResult:
+    """What an evaluation found; evaluation.json holds all but `files` and `notices`.
+
+    Attributes:
+        model, model_kind, model_name, model_fingerprint: what was evaluated; `model` is its URI.
+        dataset, dataset_fingerprint, split: on what.
+        class_names: label i is class_names[i].
+        metrics: all numbers.
+        files: URIs of what was written.
+        notices: what was left out, and why.
+    """
+
+    model: str
+    model_kind: Kind
+    model_name: str
+    model_fingerprint: str
+    dataset: str
+    dataset_fingerprint: str
+    split: str
+    class_names: tuple[str, ...]
+    metrics: Summary
+    manyeyes_version: str = manyeyes.__version__
+    format: str = FORMAT
+    format_version: int = FORMAT_VERSION
+    files: tuple[str, ...] = field(default=())
+    notices: tuple[str, ...] = field(default=())
+
+    def to_dict(self) -> dict[str, Any]:
+        """As plain JSON values."""
+        return config.to_dict(self)
+
+
+def evaluate(
+    model: str,
+    dataset: str,
+    *,
+    split: str = "test",
+    engine: Engine | None = None,
+    batch_size: int = 64,
+    confidence: float = 0.95,
+    out: str | None = None,
+    on_progress: Callable[[int, int], None] | None = None,
+) -> EvaluationResult:
+    """Measure how well a model recognises the examples of a split.
+
+    Args:
+        model: URI of a run (its best checkpoint is taken) or of a bundle.
+        dataset: URI of the dataset directory.
+        split: "train", "val" or "test".
+        engine: default: for a run the driver's own process, as TensorFlow uses all cores; for a bundle one local
+            worker per core. The metrics are the same for every engine and number of workers.
+        batch_size: images that the model takes at once.
+        confidence: of the intervals.
+        out: directory to write evaluation.json and the pictures to; default: RUN/evaluation/SPLIT/ for a run, nothing
+            is written for a bundle.
+        on_progress: called with the number of examples that were handed out so far, and the number of all.
+
+    Raises:
+        UsageError: there is neither a run nor a bundle, or an argument is out of range.
+        DatasetError: the dataset is missing or damaged, has no such split, or has other classes or image sizes.
+        CheckpointError, BundleError: the model is damaged.
+        MissingExtraError: a library that the model needs is not installed.
+    """
+    if batch_size < 1:
+        raise UsageError(f"batch_size={batch_size} is below 1. Give at least 1.")
+    if not 0 < confidence < 1:
+        raise UsageError(f"confidence={confidence} is not between 0 and 1. Give e.g. 0.95.")
+    recogniser = Recogniser.open(model)
+    data = Dataset(dataset)
+    chosen = data.split(split)
+    _require_same_classes(recogniser, data)
+    job = _Job(recogniser, data.uri, remaining_preprocessing(recogniser.preprocessing, data.preprocessing), batch_size)
+    _require_same_shape(job, data)
+    if engine is None:
+        engine = create_engine("inline" if recogniser.kind == "run" else "local")
+
+    parts = _handed_out(_cut(chosen), chosen.num_examples, on_progress)
+    sums = engine.map_reduce(functools.partial(_evaluate_part, job), ClassificationSums.__add__, parts)
+    num_evaluated = sums.num_examples if sums else 0
+    if sums is None or num_evaluated != chosen.num_examples:
+        raise EngineError(
+            f"{num_evaluated} examples were evaluated, but the split {split!r} has {chosen.num_examples}. "
+            f"The engine {engine.name} lost or repeated a task; please report this."
+        )
+    result = EvaluationResult(
+        model=recogniser.uri,
+        model_kind=recogniser.kind,
+        model_name=recogniser.name,
+        model_fingerprint=recogniser.fingerprint,
+        dataset=data.uri,
+        dataset_fingerprint=data.manifest.fingerprint,
+        split=split,
+        class_names=data.class_names,
+        metrics=summarize(sums, data.class_names, confidence),
+    )
+    if out is None and recogniser.kind == "run":
+        out = storage.join(recogniser.uri, "evaluation", split)
+    return _write(result, out) if out is not None else result
+
+
+@dataclass(frozen=True)
+class _Job:
+    recogniser: Recogniser
+    dataset: str
+    preprocessing: Preprocessing  # from a stored image to the model's input
+    batch_size: int
+
+
+@dataclass(frozen=True)
+class _Part:
+    """Consecutive row groups of one shard: the examples of one task."""
+
+    shard: ShardInfo
+    row_groups: range
+
+    @property
+    def num_examples(self) -> int:
+        return sum(self.shard.row_group_rows[index] for index in self.row_groups)
+
+
+def _cut(split: Split) -> Iterator[_Part]:
+    for shard in split.shards:
+        start, num_examples = 0, 0
+        for index, num_rows in enumerate(shard.row_group_rows):
+            num_examples += num_rows
+            if num_examples >= TASK_EXAMPLES or index + 1 == len(shard.row_group_rows):
+                yield _Part(shard, range(start, index + 1))
+                start, num_examples = index + 1, 0
+
+
+def _handed_out(
+    parts: Iterator[_Part], num_examples: int, on_progress: Callable[[int, int], None] | None
+) -> Iterator[_Part]:
+    num_done = 0
+    for part in parts:
+        if on_progress is not None:
+            on_progress(num_done, num_examples)
+        yield part
+        num_done += part.num_examples
+    if on_progress is not None:
+        on_progress(num_examples, num_examples)
+
+
+def _evaluate_part(job: _Job, part: _Part) -> ClassificationSums:
+    logits_of = job.recogniser.load(job.batch_size)
+    sums = ClassificationSums.zero(len(job.recogniser.class_names))
+    for images, labels in _batches(job, part):
+        logits = logits_of(images)
+        try:
+            sums += ClassificationSums.from_logits(logits, labels)
+        except ValueError as error:
+            raise ManyeyesError(
+                f"{job.recogniser.uri} can't be evaluated on {storage.join(job.dataset, part.shard.name)}: {error}"
+            ) from None
+    return sums
+
+
+def _batches(job: _Job, part: _Part) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Yield (uint8 images, int32 labels) of batch_size examples, the last of fewer."""
+    images: list[np.ndarray] = []
+    labels: list[int] = []
+    with Dataset(job.dataset).open_shard(part.shard) as reader:
+        for index in part.row_groups:
+            rows = reader.read(index)
+            for path, stored, label in zip(rows.paths, rows.images, rows.labels.tolist(), strict=True):
+                images.append(_preprocess(job, path, stored))
+                labels.append(label)
+                if len(images) == job.batch_size:
+                    yield np.stack(images), np.array(labels, np.int32)
+                    images, labels = [], []
+    if images:
+        yield np.stack(images), np.array(labels, np.int32)
+
+
+def _preprocess(job: _Job, path: str, stored: np.ndarray | bytes) -> np.ndarray:
+    try:
+        image = job.preprocessing(stored) if isinstance(stored, bytes) else job.preprocessing.apply(stored)
+    except ImageError as error:
+        raise DatasetError(f"{job.dataset}: {path} can't be decoded ({error}). Ingest again.") from None
+    if image.shape != job.recogniser.input_shape:
+        raise DatasetError(
+            f"{job.dataset}: {path} becomes an image of {image.shape}, but {job.recogniser.uri} takes "
+            f"{job.recogniser.input_shape}. Ingest with the size that the model was trained with."
+        )
+    return image
+
+
+def _require_same_classes(recogniser: Recogniser, data: Dataset) -> None:
+    of_model, of_dataset = recogniser.class_names, data.class_names
+    if of_model == of_dataset:
+        return
+    missing = [name for name in of_model if name not in of_dataset]
+    extra = [name for name in of_dataset if name not in of_model]
+    differences = []
+    if missing:
+        differences.append(f"only the model knows {_listed(missing)}")
+    if extra:
+        differences.append(f"only the dataset has {_listed(extra)}")
+    if not differences:
+        first = next(i for i, (a, b) in enumerate(zip(of_model, of_dataset, strict=False)) if a != b)
+        differences.append(
+            f"their order differs, first at label {first}: {of_model[first]!r} in the model, "
+            f"{of_dataset[first]!r} in the dataset"
+        )
+    raise DatasetError(
+        f"{data.uri} and {recogniser.uri} have other classes: {'; '.join(differences)}. "
+        "Evaluate on a dataset with the classes that the model was trained on."
+    )
+
+
+def _require_same_shape(job: _Job, data: Dataset) -> None:
+    channels = job.recogniser.input_shape[2]
+    if data.manifest.encoding == "raw" and data.image_shape is not None and data.image_shape[2] != channels:
+        raise DatasetError(
+            f"{data.uri} stores pixels with {data.image_shape[2]} channels, but {job.recogniser.uri} takes {channels}. "
+            f"Ingest with {channels} channels."
+        )
+
+
+def _listed(class_names: list[str], most: int = 5) -> str:
+    shown = ", ".join(map(repr, class_names[:most]))
+    return shown + (f" and {len(class_names) - most} more" if len(class_names) > most else "")
+
+
+def _write(result: EvaluationResult, out: str) -> EvaluationResult:
+    values = result.to_dict()
+    del values["files"], values["notices"]
+    files = [storage.join(out, RESULT_NAME)]
+    storage.write_json(files[0], values)
+    notices = []
+    metrics_uri = storage.join(result.model, METRICS_NAME)
+    try:
+        uri = storage.join(out, CONFUSION_MATRIX_NAME)
+        storage.write_bytes(uri, plots.confusion_matrix_png(result.metrics, result.class_names))
+        files.append(uri)
+        epochs = plots.read_epochs(metrics_uri) if result.model_kind == "run" else []
+        if epochs:
+            uri = storage.join(out, LEARNING_CURVES_NAME)
+            storage.write_bytes(uri, plots.learning_curves_png(epochs))
+            files.append(uri)
+        elif result.model_kind == "run":
+            notices.append(f"No learning curves: {metrics_uri} has no epoch yet.")
+    except MissingExtraError as error:
+        notices.append(f"No pictures: {error}")
+    return dataclasses.replace(result, files=tuple(files), notices=tuple(notices))

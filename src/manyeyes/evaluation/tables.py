@@ -1,0 +1,118 @@
+"""An evaluation as people read it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+from manyeyes.evaluation.evaluate import EvaluationResult
+from manyeyes.evaluation.intervals import Interval
+from manyeyes.evaluation.metrics import ClassMetrics, Summary
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+# With more classes only the worst are listed; all are in evaluation.json.
+_MAX_CLASSES_SHOWN = 30
+_NUM_WORST_SHOWN = 15
+_NUM_CONFUSIONS_SHOWN = 5
+
+
+def tables(result: EvaluationResult) -> Iterator[Table | str]:
+    """Yield what to print: the figures, the classes, the most frequent confusions, and remarks."""
+    metrics = result.metrics
+    yield _figures(result)
+    yield _classes(metrics)
+    if confusions := _confusions(metrics, result.class_names):
+        yield "Most often confused: " + "; ".join(confusions) + "."
+    yield from _remarks(metrics)
+    yield from result.notices
+    if result.files:
+        yield "Written: " + ", ".join(result.files)
+
+
+def _figures(result: EvaluationResult) -> Table:
+    from rich.table import Table
+
+    metrics = result.metrics
+    title = f"{result.model_name} ({result.model}) on {metrics.num_examples:,} examples of {result.split}"
+    table = Table(title=title, title_justify="left")
+    table.add_column("metric")
+    table.add_column("value", justify="right")
+    table.add_column(f"{metrics.confidence:.0%} interval", justify="right")
+    table.add_row("accuracy", f"[bold]{metrics.accuracy:.2%}[/bold]", _interval(metrics.accuracy_interval, 2))
+    for k, value in metrics.top_k_accuracy.items():
+        if k != "1":
+            table.add_row(f"top-{k} accuracy", f"{value:.2%}")
+    table.add_row("balanced accuracy", f"{metrics.balanced_accuracy:.2%}")
+    table.add_row("log loss", f"{metrics.log_loss:.4f}")
+    table.add_section()
+    for name in ("macro", "weighted"):
+        averages = getattr(metrics, name)
+        table.add_row(f"{name} precision", f"{averages.precision:.2%}")
+        table.add_row(f"{name} recall", f"{averages.recall:.2%}")
+        table.add_row(f"{name} F1", f"{averages.f1:.2%}")
+    return table
+
+
+def _classes(metrics: Summary) -> Table:
+    from rich.markup import escape
+    from rich.table import Table
+
+    shown, title = metrics.per_class, "Classes"
+    if len(shown) > _MAX_CLASSES_SHOWN:
+        shown = tuple(sorted(shown, key=_f1_or_0)[:_NUM_WORST_SHOWN])
+        title = f"The {len(shown)} classes of {len(metrics.per_class)} with the lowest F1"
+    table = Table(title=title, title_justify="left")
+    table.add_column("class")
+    for name in ("precision", "interval", "recall", "interval", "F1", "support"):
+        table.add_column(name, justify="right")
+    for found in shown:
+        table.add_row(
+            escape(found.class_name),
+            _share(found.precision),
+            _interval(found.precision_interval, 1) if found.num_predicted else "",
+            _share(found.recall),
+            _interval(found.recall_interval, 1) if found.support else "",
+            _share(found.f1),
+            f"{found.support:,}",
+        )
+    return table
+
+
+def _confusions(metrics: Summary, class_names: tuple[str, ...]) -> list[str]:
+    cells = [
+        (count, row, column)
+        for row, counts in enumerate(metrics.confusion_matrix)
+        for column, count in enumerate(counts)
+        if row != column and count
+    ]
+    # Most frequent first; of equals the one with the lower labels.
+    cells.sort(key=lambda cell: (-cell[0], cell[1], cell[2]))
+    return [
+        f"{class_names[row]} taken for {class_names[column]} {count:,}x"
+        for count, row, column in cells[:_NUM_CONFUSIONS_SHOWN]
+    ]
+
+
+def _remarks(metrics: Summary) -> Iterator[str]:
+    without, never = metrics.num_classes_without_support, metrics.num_classes_never_predicted
+    said = []
+    if without:
+        said.append(f"{without} {'class has' if without == 1 else 'classes have'} no examples here")
+    if never:
+        said.append(f"{never} {'class was' if never == 1 else 'classes were'} never predicted")
+    if said:
+        yield f"{' and '.join(said)}: such values are shown as – and count as 0 in the averages."
+
+
+def _f1_or_0(found: ClassMetrics) -> float:
+    return found.f1 or 0.0
+
+
+def _share(value: float | None) -> str:
+    return "–" if value is None else f"{value:.1%}"
+
+
+def _interval(interval: Interval, digits: int) -> str:
+    return f"{interval.low * 100:.{digits}f}–{interval.high:.{digits}%}"
