@@ -1,8 +1,8 @@
 """Random changes of training images, a pure function of (image, seed, epoch, example_index).
 
-Order: one affine warp (random resized crop, zoom, rotation, shift and flips together), RandAugment, colour, erasing. What a
-warp brings in from outside of the image is its mirror image (BORDER_REFLECT_101). Flips and shifts alone move whole pixels
-and change no value.
+Order: one affine warp (random resized crop, zoom, rotation, shift and flips together), RandAugment, colour, erasing.
+What a warp brings in from outside of the image is its mirror image (BORDER_REFLECT_101). Flips and shifts alone move whole
+pixels and change no value.
 """
 
 from __future__ import annotations
@@ -57,8 +57,8 @@ class Augmentation:
         rotate_degrees: largest rotation to either side, at most 180.
         shift: largest shift along each axis, as a fraction of the side.
         zoom: largest relative change of scale, e.g. 0.2 for 0.8 to 1.2.
-        random_resized_crop: smallest area of the region that is cut out and resized, as a fraction of the image; 0 is off.
-            Its aspect ratio is 3/4 to 4/3 times that of the result.
+        random_resized_crop: smallest area of the region that is cut out and resized, as a fraction of the image; 0 is
+            off. Its aspect ratio is 3/4 to 4/3 times that of the result.
         brightness, contrast, saturation: largest relative change, e.g. 0.4 for 0.6 to 1.4.
         hue: largest rotation of the colour plane, as a fraction of the circle, at most 0.5.
         randaugment_ops: how many random operations follow one another; 0 is off.
@@ -120,7 +120,8 @@ def augment_batch(
         out: where to write, of the shape of `images`, C-contiguous and apart from it; made if None.
 
     Returns:
-        uint8 array (n, height, width, channels): `out`. Row i depends on images[i], seed, epoch and example_indices[i] only.
+        uint8 array (n, height, width, channels): `out`. Row i depends on images[i], seed, epoch and example_indices[i]
+        only.
     """
     num, height, width, channels = images.shape
     if out is None:
@@ -162,8 +163,8 @@ def training_view(
 ) -> np.ndarray:
     """What training sees of one stored image in one epoch.
 
-    Where random_resized_crop is on, the region is cut from the decoded image and resized once to the output size, in place
-    of the geometric steps of `preprocessing`.
+    Where random_resized_crop is on, the region is cut from the decoded image and resized once to the output size, in
+    place of the geometric steps of `preprocessing`.
 
     Args:
         encoded_or_image: encoded bytes, or a decoded uint8 array (H, W, channels).
@@ -187,9 +188,9 @@ def training_view(
                 "random_resized_crop needs a preprocessing with a fixed size. Use Preprocessing.for_size(...)."
             )
         draws = uniforms(seed, epoch, indices, _NUM_DRAWS)
-        boxes = _crop_boxes(augmentation, draws, *image.shape[:2], aspect=shape[1] / shape[0])
-        top, left, crop_height, crop_width = (int(round(float(edge[0]))) for edge in boxes)
-        image = geometry.crop(image, top, left, max(1, crop_height), max(1, crop_width))
+        boxes = _crop_boxes(augmentation, draws, image.shape[0], image.shape[1], aspect=shape[1] / shape[0])
+        top, left, crop_height, crop_width = (int(edge[0]) for edge in boxes)
+        image = geometry.crop(image, top, left, crop_height, crop_width)
         image = geometry.resize(image, shape[0], shape[1], preprocessing.interpolation)
         augmentation = dataclasses.replace(augmentation, random_resized_crop=0.0)
     else:
@@ -247,7 +248,7 @@ def _crop_boxes(
 
 
 def _recolour(images: np.ndarray, augmentation: Augmentation, draws: np.ndarray) -> None:
-    """Hue and saturation, then contrast about the mean brightness, then brightness, as one affine map of the channels."""
+    """Hue and saturation, then contrast about the mean, then brightness, as one affine map of the channels."""
     num, channels = images.shape[0], images.shape[3]
     brightness = 1 + augmentation.brightness * _signed(draws[:, _BRIGHTNESS])
     contrast = 1 + augmentation.contrast * _signed(draws[:, _CONTRAST])

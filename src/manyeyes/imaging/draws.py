@@ -1,7 +1,7 @@
 """Random numbers as a pure function of (seed, epoch, example_index), so that no worker's history can change them.
 
-Counter-based: a number is a hash of its coordinates (the SplitMix64 finaliser over each coordinate in turn), not the next
-one of a generator. Which other examples are in the same call, and in which order, makes no difference.
+Counter-based: a number is a hash of its coordinates (the SplitMix64 finaliser over each in turn), not the next one of a
+generator. Which other examples are in the same call, and in which order, makes no difference.
 """
 
 from __future__ import annotations
@@ -23,7 +23,8 @@ def uniforms(seed: int, epoch: int, example_indices: np.ndarray, num: int, strea
         num: numbers an example.
 
     Returns:
-        float64 array (n, num) in [0, 1); row i depends on (seed, epoch, stream, example_indices[i]) only, column j not on `num`.
+        float64 array (n, num) in [0, 1). Row i depends on (seed, epoch, stream, example_indices[i]) only, and column j
+        not on `num`.
     """
     key = 0
     for coordinate in (seed, epoch, stream):

@@ -26,8 +26,8 @@ def resize(image: np.ndarray, height: int, width: int, interpolation: str = "aut
     """Resize to exactly (height, width) pixels, ignoring the aspect ratio.
 
     Args:
-        interpolation: "area", "linear", "cubic", "nearest", or "auto": area along an axis that shrinks, linear along one
-            that grows.
+        interpolation: "area", "linear", "cubic", "nearest", or "auto": area along an axis that shrinks, linear along
+            one that grows.
 
     Raises:
         ImageError: the result would have more than MAX_OUTPUT_PIXELS pixels (a thin image that is enlarged).
@@ -72,7 +72,7 @@ def cover(image: np.ndarray, height: int, width: int, interpolation: str = "auto
 def fit_into(
     image: np.ndarray, height: int, width: int, interpolation: str = "auto", background: int = 255
 ) -> np.ndarray:
-    """Resize to the largest size that fits into (height, width), keeping the aspect ratio, centred on the background."""
+    """Resize to the largest size that fits into (height, width) and keeps the aspect ratio, on the background."""
     old_height, old_width = image.shape[:2]
     if height * old_width <= width * old_height:
         image = resize(image, height, min(width, _scaled(old_width, height, old_height)), interpolation)
@@ -110,7 +110,7 @@ def crop(image: np.ndarray, top: int, left: int, height: int, width: int) -> np.
     old_height, old_width = image.shape[:2]
     if not (0 <= top < top + height <= old_height and 0 <= left < left + width <= old_width):
         raise UsageError(
-            f"A crop of {height} x {width} pixels at ({top}, {left}) is not inside an image of {old_height} x {old_width}."
+            f"A crop of {height} x {width} at ({top}, {left}) is not inside the image of {old_height} x {old_width}."
         )
     if (old_height, old_width) == (height, width):
         return image

@@ -9,8 +9,8 @@ import numpy as np
 def perceptual_hash(image: np.ndarray) -> int:
     """The DCT hash of an image.
 
-    The image is reduced to 32 x 32 grey values; the hash says which of the 64 lowest frequencies of its cosine transform
-    are above their median. Re-encoding and resizing change few bits; two different photos differ in about 32.
+    The image is reduced to 32 x 32 grey values; the hash says which of the 64 lowest frequencies of its cosine
+    transform are above their median. Re-encoding and resizing change few bits; two different photos differ in about 32.
 
     Args:
         image: uint8 array (H, W, C), C = 1 or 3 (RGB).

@@ -1,7 +1,7 @@
 """The one way from encoded bytes to the pixels that a model sees; training, batch, stream and HTTP all call it.
 
-A `Preprocessing` is a value: it is stored in dataset manifests and bundles, and its fingerprint says whether two of them
-make the same pixels.
+A `Preprocessing` is a value: it is stored in dataset manifests and bundles, and its fingerprint says whether two of
+them make the same pixels.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import numpy as np
 from manyeyes import config, storage
 from manyeyes.errors import ConfigError
 from manyeyes.imaging import geometry
-from manyeyes.imaging.decode import DecodeLimits, decode
+from manyeyes.imaging.decode import DECODER, DecodeLimits, decode
 
 Fit = Literal["crop", "pad", "stretch"]
 Interpolation = Literal["auto", "area", "linear", "cubic", "nearest"]
@@ -55,11 +55,13 @@ class Preprocessing:
     background: int = 255
     interpolation: Interpolation = "auto"
     steps: tuple[Step, ...] = field(default=())
-    decoder: str = "opencv"
+    decoder: str = DECODER
 
     def __post_init__(self) -> None:
         if self.channels not in (1, 3):
             raise ConfigError(f"channels={self.channels} is not possible. Use 3 (RGB) or 1 (grey).")
+        if self.decoder != DECODER:
+            raise ConfigError(f"decoder={self.decoder!r} makes other pixels than {DECODER!r}, which this Manyeyes has.")
         for step in self.steps:
             if step.height < 1 or step.width < 1:
                 raise ConfigError(
@@ -76,7 +78,7 @@ class Preprocessing:
             height, width: pixels.
             fit: "crop" fills the size and cuts the rest, "pad" shows all on a background, "stretch" ignores the aspect.
             channels: 3 or 1.
-            resize_short: with "crop": the shorter side before the cut (224 is often cut from 256); default: just enough.
+            resize_short: with "crop": the shorter side before the cut (often 256 for 224); default: just enough.
         """
         if fit == "stretch":
             steps: tuple[Step, ...] = (Step("resize", height, width),)

@@ -1,6 +1,6 @@
 """RandAugment: a few operations, drawn at random from fourteen, one after the other at one strength.
 
-After Cubuk et al. 2019 (arXiv:1909.13719), with its ranges; what moves in from outside of the image is its mirror image.
+After Cubuk et al. 2019 (arXiv:1909.13719), with its ranges; what moves in from outside of the image is its mirror.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ _SMOOTHING_KERNEL = np.array([[1, 1, 1], [1, 5, 1], [1, 1, 1]], np.float32) / 13
 
 
 def colour_matrices(saturation: np.ndarray, angle: np.ndarray) -> np.ndarray:
-    """RGB matrices (n, 3, 3) that scale the colour plane by `saturation` and turn it by `angle` (radians), both (n,)."""
+    """RGB matrices (n, 3, 3) that scale the colour plane by `saturation` and turn it by `angle` in radians."""
     along, across = saturation * np.cos(angle), saturation * np.sin(angle)
     return _KEEP_BRIGHTNESS + along[:, None, None] * _KEEP_COLOUR + across[:, None, None] * _TURN_COLOUR
 

@@ -1,0 +1,440 @@
+"""What the files around the pixels say: format, size, EXIF orientation, and whether all their bytes are there.
+
+OpenCV decodes many a truncated file to a half-empty image without an error; the structure of the file tells.
+"""
+
+from __future__ import annotations
+
+import struct
+import zlib
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+from manyeyes.errors import ImageError, Reason
+
+_DECODED = (
+    (b"\xff\xd8\xff", "jpeg"),
+    (b"\x89PNG\r\n\x1a\n", "png"),
+    (b"GIF87a", "gif"),
+    (b"GIF89a", "gif"),
+    (b"II*\0", "tiff"),
+    (b"MM\0*", "tiff"),
+)
+_NOT_DECODED = (
+    (0, b"%PDF", "PDF"),
+    (0, b"8BPS", "Photoshop"),
+    (0, b"\0\0\x01\0", "icon"),
+    (0, b"\x76\x2f\x31\x01", "OpenEXR"),
+    (0, b"\xff\x0a", "JPEG XL"),
+    (4, b"JXL \r\n", "JPEG XL"),
+    (4, b"jP  \r\n", "JPEG 2000"),
+    (0, b"\xff\x4f\xff\x51", "JPEG 2000"),
+    (0, b"II+\0", "BigTIFF"),
+    (0, b"MM\0+", "BigTIFF"),
+    (0, b"#?RADIANCE", "Radiance HDR"),
+    (0, b"DDS ", "DirectDraw"),
+    (0, b"<svg", "SVG"),
+    (4, b"ftypavif", "AVIF"),
+    (4, b"ftypavis", "AVIF"),
+    (4, b"ftyphe", "HEIC"),
+    (4, b"ftypmif1", "HEIC or AVIF"),
+    (4, b"ftyp", "video"),
+    (0, b"\x1aE\xdf\xa3", "video"),
+)
+_BMP_HEADER_BYTES = (12, 40, 52, 56, 64, 108, 124)
+# Real progressive files have about ten scans; each costs a pass over the whole image.
+_MAX_JPEG_SCANS = 500
+_MAX_TIFF_PAGES = 10_000
+_TIFF_TYPE_BYTES = {1: 1, 2: 1, 3: 2, 4: 4, 5: 8, 6: 1, 7: 1, 8: 2, 9: 4, 10: 8, 11: 4, 12: 8, 13: 4}
+_TIFF_DEFLATE = (8, 32946)
+_INFLATE_BYTES = 1 << 20
+_TIFF_INTEGERS = {1: "B", 3: "H", 4: "I"}
+
+TiffTags = dict[int, tuple[int, int, int]]
+"""Tag to (type, count, position of the values)."""
+
+
+@dataclass(frozen=True)
+class ImageInfo:
+    """What the header of an encoded image says.
+
+    Attributes:
+        format: "jpeg", "png", "webp", "bmp", "tiff" or "gif".
+        width, height: pixels as stored, before EXIF rotation.
+    """
+
+    format: str
+    width: int
+    height: int
+
+
+def read_header(encoded: bytes) -> ImageInfo:
+    """Format and size, from the header alone.
+
+    Raises:
+        ImageError: empty, not_an_image, unsupported_format, truncated or corrupt.
+    """
+    name = _format_of(encoded)
+    width, height = _SIZES[name](encoded)
+    if width < 1 or height < 1:
+        raise ImageError(Reason.CORRUPT, f"{name} of {width} x {height} pixels")
+    return ImageInfo(name, width, height)
+
+
+def verify(encoded: bytes, info: ImageInfo) -> int:
+    """Walk through the whole file (a JPEG: up to its pixels) and check that it is all there.
+
+    Returns:
+        The EXIF orientation, 1 to 8.
+
+    Raises:
+        ImageError: unsupported_format, truncated or corrupt.
+    """
+    return _VERIFIERS[info.format](encoded)
+
+
+def _format_of(encoded: bytes) -> str:
+    if not encoded:
+        raise ImageError(Reason.EMPTY)
+    for magic, name in _DECODED:
+        if encoded.startswith(magic):
+            return name
+    if encoded.startswith(b"RIFF") and encoded[8:12] == b"WEBP":
+        return "webp"
+    if encoded.startswith(b"BM") and len(encoded) >= 18 and _unpack("<I", encoded, 14)[0] in _BMP_HEADER_BYTES:
+        return "bmp"
+    for position, magic, name in _NOT_DECODED:
+        if encoded[position:].startswith(magic):
+            raise ImageError(Reason.UNSUPPORTED_FORMAT, name)
+    raise ImageError(Reason.NOT_AN_IMAGE, f"starts with {encoded[:8].hex(' ')}")
+
+
+def _unpack(layout: str, encoded: bytes, position: int) -> tuple[int, ...]:
+    try:
+        return struct.unpack_from(layout, encoded, position)
+    except struct.error:
+        raise ImageError(Reason.TRUNCATED, f"ends at byte {len(encoded)}, needed {position}") from None
+
+
+def _need(encoded: bytes, end: int, what: str) -> None:
+    if end > len(encoded):
+        raise ImageError(Reason.TRUNCATED, f"{what} should reach byte {end}, the file has {len(encoded)}")
+
+
+# --- JPEG
+
+
+def _jpeg_segments(encoded: bytes) -> Iterator[tuple[int, int, int]]:
+    """(marker, first byte, end) of the payload of each segment, up to the first scan."""
+    position = 2
+    while True:
+        prefix, marker = _unpack(">BB", encoded, position)
+        if prefix != 0xFF:
+            raise ImageError(Reason.CORRUPT, f"no JPEG marker at byte {position}")
+        if marker == 0xFF:
+            position += 1
+            continue
+        if marker == 0xD9:
+            raise ImageError(Reason.CORRUPT, "JPEG without pixels")
+        (length,) = _unpack(">H", encoded, position + 2)
+        if length < 2:
+            raise ImageError(Reason.CORRUPT, f"JPEG segment of {length} bytes at byte {position}")
+        end = position + 2 + length
+        _need(encoded, end, "a JPEG segment")
+        yield marker, position + 4, end
+        if marker == 0xDA:
+            return
+        position = end
+
+
+def _jpeg_size(encoded: bytes) -> tuple[int, int]:
+    for marker, start, _ in _jpeg_segments(encoded):
+        if 0xC0 <= marker <= 0xCF and marker not in (0xC4, 0xC8, 0xCC):
+            precision, height, width = _unpack(">BHH", encoded, start)
+            if precision != 8:
+                raise ImageError(Reason.UNSUPPORTED_FORMAT, f"JPEG with {precision} bits a sample")
+            return width, height
+    raise ImageError(Reason.CORRUPT, "JPEG without a frame header")
+
+
+def _verify_jpeg(encoded: bytes) -> int:
+    if encoded.count(b"\xff\xda") > _MAX_JPEG_SCANS:
+        raise ImageError(Reason.CORRUPT, f"JPEG with more than {_MAX_JPEG_SCANS} scans")
+    for marker, start, end in _jpeg_segments(encoded):
+        if marker == 0xE1 and encoded.startswith(b"Exif\0\0", start):
+            return exif_orientation(encoded[start + 6 : end])
+    return 1
+
+
+# --- PNG
+
+
+def _png_size(encoded: bytes) -> tuple[int, int]:
+    length, kind = _unpack(">I4s", encoded, 8)
+    if kind != b"IHDR" or length != 13:
+        raise ImageError(Reason.CORRUPT, "PNG that does not begin with IHDR")
+    width, height = _unpack(">II", encoded, 16)
+    return width, height
+
+
+def _verify_png(encoded: bytes) -> int:
+    position, orientation, kind = 8, 1, b""
+    data = memoryview(encoded)
+    while kind != b"IEND":
+        length, kind = _unpack(">I4s", encoded, position)  # type: ignore[assignment]
+        end = position + 8 + length
+        _need(encoded, end + 4, "a PNG chunk")
+        if zlib.crc32(data[position + 4 : end]) != _unpack(">I", encoded, end)[0]:
+            raise ImageError(Reason.CORRUPT, f"checksum of the PNG chunk at byte {position}")
+        if kind == b"eXIf":
+            orientation = exif_orientation(encoded[position + 8 : end])
+        position = end + 4
+    return orientation
+
+
+def png_transparent_grey(encoded: bytes) -> int | None:
+    """The grey value that means transparent, as a sample of the file's depth; None if there is none.
+
+    OpenCV knows the tRNS chunk of colour and palette PNGs only.
+    """
+    depth, colour_type = _unpack("BB", encoded, 24)
+    position = encoded.find(b"tRNS")
+    if colour_type != 0 or not 0 <= position < encoded.find(b"IDAT"):
+        return None
+    (value,) = _unpack(">H", encoded, position + 4)
+    return value if depth >= 8 else value * 255 // (2**depth - 1)
+
+
+# --- GIF
+
+
+def _gif_size(encoded: bytes) -> tuple[int, int]:
+    width, height = _unpack("<HH", encoded, 6)
+    return width, height
+
+
+def _verify_gif(encoded: bytes) -> int:
+    position = 13 + _gif_colour_table_bytes(_unpack("<B", encoded, 10)[0])
+    num_frames = 0
+    while True:
+        (block,) = _unpack("<B", encoded, position)
+        if block == 0x3B:
+            break
+        if block == 0x21:
+            position += 2
+        elif block == 0x2C:
+            *_, flags = _unpack("<4HB", encoded, position + 1)
+            position += 11 + _gif_colour_table_bytes(flags)
+            num_frames += 1
+        else:
+            raise ImageError(Reason.CORRUPT, f"GIF block of unknown kind {block} at byte {position}")
+        while (length := _unpack("<B", encoded, position)[0]) != 0:
+            position += 1 + length
+        position += 1
+    if not num_frames:
+        raise ImageError(Reason.CORRUPT, "GIF without a frame")
+    return 1
+
+
+def _gif_colour_table_bytes(flags: int) -> int:
+    return 3 << ((flags & 7) + 1) if flags & 0x80 else 0
+
+
+# --- BMP
+
+
+def _bmp_size(encoded: bytes) -> tuple[int, int]:
+    width, height = _unpack("<HH" if encoded[14] == 12 else "<ii", encoded, 18)
+    return width, abs(height)
+
+
+def _verify_bmp(encoded: bytes) -> int:
+    (start,) = _unpack("<I", encoded, 10)
+    width, height = _bmp_size(encoded)
+    compression, stored_bytes = 0, 0
+    if encoded[14] == 12:
+        (bits,) = _unpack("<H", encoded, 24)
+    else:
+        bits, compression, stored_bytes = _unpack("<HII", encoded, 28)
+    if compression in (1, 2):
+        if not stored_bytes:
+            raise ImageError(Reason.CORRUPT, "compressed BMP that does not tell its size")
+        end = start + stored_bytes
+    elif compression in (0, 3, 6):
+        end = start + (width * bits + 31) // 32 * 4 * height
+    else:
+        raise ImageError(Reason.UNSUPPORTED_FORMAT, f"BMP with compression {compression}")
+    _need(encoded, end, "the pixels of a BMP")
+    return 1
+
+
+# --- WebP
+
+
+def _webp_size(encoded: bytes) -> tuple[int, int]:
+    (kind,) = _unpack("<4s", encoded, 12)
+    if kind == b"VP8X":
+        low_width, high_width, low_height, high_height = _unpack("<HBHB", encoded, 24)
+        return 1 + low_width + (high_width << 16), 1 + low_height + (high_height << 16)
+    if kind == b"VP8L":
+        signature, bits = _unpack("<BI", encoded, 20)
+        if signature != 0x2F:
+            raise ImageError(Reason.CORRUPT, "WebP without its lossless signature")
+        return 1 + (bits & 0x3FFF), 1 + (bits >> 14 & 0x3FFF)
+    if kind == b"VP8 ":
+        start_code, width, height = _unpack("<3sHH", encoded, 23)
+        if start_code != b"\x9d\x01\x2a":
+            raise ImageError(Reason.CORRUPT, "WebP without its start code")
+        return width & 0x3FFF, height & 0x3FFF
+    raise ImageError(Reason.CORRUPT, f"WebP that begins with a chunk {kind!r}")
+
+
+def _verify_webp(encoded: bytes) -> int:
+    end_of_file = 8 + _unpack("<I", encoded, 4)[0]
+    _need(encoded, end_of_file, "a WebP")
+    position, orientation = 12, 1
+    while position < end_of_file:
+        kind, length = _unpack("<4sI", encoded, position)
+        end = position + 8 + length
+        if end > end_of_file:
+            raise ImageError(Reason.CORRUPT, f"WebP chunk at byte {position} is longer than the file")
+        if kind == b"EXIF":
+            orientation = exif_orientation(encoded[position + 8 : end].removeprefix(b"Exif\0\0"))
+        position = end + length % 2
+    return orientation
+
+
+# --- TIFF and EXIF
+
+
+def exif_orientation(tiff: bytes) -> int:
+    """The orientation in an EXIF block; 1, upright, where it is missing or damaged."""
+    try:
+        order = _tiff_order(tiff)
+        tags, _ = _tiff_directory(tiff, order, _unpack(order + "I", tiff, 4)[0], check_values=False)
+        return _tiff_orientation(tiff, order, tags)
+    except ImageError:
+        return 1
+
+
+def _tiff_orientation(encoded: bytes, order: str, tags: TiffTags) -> int:
+    orientation = _tiff_values(encoded, order, tags, 274, (1,))[0]
+    return orientation if 1 <= orientation <= 8 else 1
+
+
+def _tiff_size(encoded: bytes) -> tuple[int, int]:
+    order = _tiff_order(encoded)
+    tags, _ = _tiff_directory(encoded, order, _unpack(order + "I", encoded, 4)[0], check_values=False)
+    return _tiff_values(encoded, order, tags, 256, (0,))[0], _tiff_values(encoded, order, tags, 257, (0,))[0]
+
+
+def _verify_tiff(encoded: bytes) -> int:
+    order = _tiff_order(encoded)
+    first = position = _unpack(order + "I", encoded, 4)[0]
+    seen: set[int] = set()
+    orientation = 1
+    while position:
+        if position in seen or len(seen) >= _MAX_TIFF_PAGES:
+            raise ImageError(Reason.CORRUPT, "TIFF whose pages do not end")
+        seen.add(position)
+        tags, following = _tiff_directory(encoded, order, position, check_values=True)
+        _verify_tiff_pixels(encoded, order, tags)
+        if position == first:
+            orientation = _tiff_orientation(encoded, order, tags)
+            _refuse_rare_tiff(encoded, order, tags)
+        position = following
+    return orientation
+
+
+def _refuse_rare_tiff(encoded: bytes, order: str, tags: TiffTags) -> None:
+    """Refuse what OpenCV decodes to something else than it means."""
+    bits = _tiff_values(encoded, order, tags, 258, (1,))
+    sample_format = _tiff_values(encoded, order, tags, 339, (1,))
+    (meaning,) = _tiff_values(encoded, order, tags, 262, (1,))[:1]
+    (num_samples,) = _tiff_values(encoded, order, tags, 277, (1,))[:1]
+    if max(bits) > 16 or max(sample_format) > 1:
+        raise ImageError(
+            Reason.UNSUPPORTED_FORMAT, f"TIFF with {max(bits)} bits a sample in format {max(sample_format)}"
+        )
+    if meaning > 6 or num_samples not in (1, 3, 4):
+        raise ImageError(
+            Reason.UNSUPPORTED_FORMAT, f"TIFF with {num_samples} samples a pixel in colour space {meaning}"
+        )
+
+
+def _verify_tiff_pixels(encoded: bytes, order: str, tags: TiffTags) -> None:
+    (compression,) = _tiff_values(encoded, order, tags, 259, (1,))[:1]
+    num_strips = 0
+    for offsets_tag, lengths_tag in ((273, 279), (324, 325)):
+        offsets = _tiff_values(encoded, order, tags, offsets_tag, ())
+        lengths = _tiff_values(encoded, order, tags, lengths_tag, ())
+        for offset, length in zip(offsets, lengths, strict=False):
+            _need(encoded, offset + length, "a TIFF strip")
+            if compression in _TIFF_DEFLATE:
+                _verify_deflate(encoded[offset : offset + length])
+            num_strips += 1
+    if not num_strips:
+        raise ImageError(Reason.CORRUPT, "TIFF page without pixels")
+
+
+def _verify_deflate(compressed: bytes) -> None:
+    """OpenCV reads 8-bit TIFF in a way that passes over damage; the checksum at the end of each strip tells."""
+    stream = zlib.decompressobj()
+    try:
+        while not stream.eof:
+            if not stream.decompress(compressed, _INFLATE_BYTES) and not stream.eof:
+                raise ImageError(Reason.TRUNCATED, "a TIFF strip ends within its compressed data")
+            compressed = stream.unconsumed_tail
+    except zlib.error as error:
+        raise ImageError(Reason.CORRUPT, f"TIFF strip: {error}") from None
+
+
+def _tiff_order(encoded: bytes) -> str:
+    if encoded.startswith(b"II*\0"):
+        return "<"
+    if encoded.startswith(b"MM\0*"):
+        return ">"
+    raise ImageError(Reason.CORRUPT, "EXIF that is no TIFF")
+
+
+def _tiff_directory(encoded: bytes, order: str, position: int, *, check_values: bool) -> tuple[TiffTags, int]:
+    """The tags of one page, and the position of the next page (0: none)."""
+    (num_tags,) = _unpack(order + "H", encoded, position)
+    tags: TiffTags = {}
+    for entry in range(position + 2, position + 2 + 12 * num_tags, 12):
+        tag, kind, count, value = _unpack(order + "HHII", encoded, entry)
+        num_bytes = _TIFF_TYPE_BYTES.get(kind, 1) * count
+        start = entry + 8 if num_bytes <= 4 else value
+        if check_values:
+            _need(encoded, start + num_bytes, f"the values of TIFF tag {tag}")
+        tags[tag] = kind, count, start
+    end = position + 2 + 12 * num_tags
+    # EXIF blocks may end without saying that there is no next page.
+    following = _unpack(order + "I", encoded, end)[0] if check_values or end + 4 <= len(encoded) else 0
+    return tags, following
+
+
+def _tiff_values(encoded: bytes, order: str, tags: TiffTags, tag: int, default: tuple[int, ...]) -> tuple[int, ...]:
+    kind, count, start = tags.get(tag, (0, 0, 0))
+    if kind not in _TIFF_INTEGERS or not count:
+        return default
+    _need(encoded, start + count * _TIFF_TYPE_BYTES[kind], f"the values of TIFF tag {tag}")
+    return _unpack(f"{order}{count}{_TIFF_INTEGERS[kind]}", encoded, start)
+
+
+_SIZES: dict[str, Callable[[bytes], tuple[int, int]]] = {
+    "jpeg": _jpeg_size,
+    "png": _png_size,
+    "gif": _gif_size,
+    "bmp": _bmp_size,
+    "webp": _webp_size,
+    "tiff": _tiff_size,
+}
+_VERIFIERS: dict[str, Callable[[bytes], int]] = {
+    "jpeg": _verify_jpeg,
+    "png": _verify_png,
+    "gif": _verify_gif,
+    "bmp": _verify_bmp,
+    "webp": _verify_webp,
+    "tiff": _verify_tiff,
+}
