@@ -1,10 +1,25 @@
 from __future__ import annotations
 
+import dataclasses
+import json
+from pathlib import Path
+from typing import Any
+
 import numpy as np
 import pytest
 
+from manyeyes import storage
 from manyeyes.data.dataset import Dataset
+from manyeyes.errors import BundleError, DatasetError, UsageError
+from manyeyes.imaging.decode import decode
+from manyeyes.imaging.preprocessing import Preprocessing
+from manyeyes.models.registry import ModelConfig, build
+from manyeyes.recognition.backends import create_backend
+from manyeyes.recognition.bundle import INFO_NAME, Bundle
 from manyeyes.recognition.predictor import Predictor
+from manyeyes.training import export as export_module
+from manyeyes.training.export import export, to_onnx
+from manyeyes.training.golden import encode_variants
 from manyeyes.training.run import Run
 
 
@@ -16,8 +31,153 @@ def val_images(small_dataset: str) -> np.ndarray:
 
 @pytest.mark.parametrize("backend", ["openvino", "onnxruntime"])
 @pytest.mark.parametrize("batch_size", [1, 32])
-def test_served_logits_equal_training_logits(small_run, small_bundle, val_images, backend, batch_size) -> None:
+def test_served_logits_equal_training_logits(
+    small_run: str, small_bundle: str, val_images: np.ndarray, backend: Any, batch_size: int
+) -> None:
     trained = np.asarray(Run.open(small_run).load_model()(val_images[:batch_size], training=False))
     served = Predictor.load(small_bundle, backend).logits(val_images[:batch_size])
     assert served.dtype == np.float32
     np.testing.assert_allclose(served, trained, atol=1e-4 * max(1, np.abs(trained).max()))
+
+
+def test_the_result_says_how_close_the_bundle_is_in_the_precision_that_serves(small_run: str, tmp_path: Path) -> None:
+    for precision in ("float32", "bfloat16"):
+        uri = str(tmp_path / precision)
+        if _servable(precision) != precision:
+            pytest.skip(f"this CPU can't compute {precision}")
+        result = export(small_run, uri, precision=precision, num_golden=5)  # type: ignore[arg-type]
+        assert (result.precision, Predictor.load(uri).backend.precision) == (precision, precision)
+        assert (result.parity.num_golden, result.parity.num_images) == (5, 45)
+        assert result.parity.top1_agreement >= 0.99
+        assert result.parity.golden_max_difference <= result.parity.tolerance
+        info = Bundle.load(uri).info
+        assert info.parity["max_difference"] == result.parity.max_difference
+        assert info.fingerprint == result.fingerprint
+        assert info.provenance["step"] == 90
+
+
+def _servable(precision: Any) -> str:
+    model = build(ModelConfig("cnn", (8, 8, 1), 2, options={"width": 2}))
+    model(np.zeros((1, 8, 8, 1), np.uint8))
+    return create_backend(to_onnx(model), precision=precision).precision
+
+
+def test_a_precision_that_the_backend_lacks_is_refused(small_run: str, tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="Use --precision float32"):
+        export(small_run, str(tmp_path / "b"), precision="bfloat16", backend="onnxruntime")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_conversion_that_changes_the_model_is_refused_and_nothing_is_published(
+    small_run: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def convert_wrongly(model: Any) -> bytes:
+        kernel = model.get_layer("logits").kernel
+        kernel.assign(kernel * 1.01)
+        return to_onnx(model)
+
+    monkeypatch.setattr(export_module, "to_onnx", convert_wrongly)
+    with pytest.raises(BundleError, match="a logit differs by"):
+        export(small_run, str(tmp_path / "b"))
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_bundle_is_replaced_whole_and_anything_else_is_left_alone(small_run: str, tmp_path: Path) -> None:
+    target = tmp_path / "b"
+    target.mkdir()
+    first = export(small_run, str(target), num_golden=1)
+    second = export(small_run, f"{target}/", num_golden=2)
+    assert Bundle.load(str(target)).info.fingerprint == second.fingerprint != first.fingerprint
+    assert [path.name for path in tmp_path.iterdir()] == ["b"]
+    (tmp_path / "thesis").mkdir()
+    (tmp_path / "thesis" / "chapter.txt").write_text("years of work")
+    with pytest.raises(UsageError, match="is not a bundle"):
+        export(small_run, str(tmp_path / "thesis"))
+    assert (tmp_path / "thesis" / "chapter.txt").read_text() == "years of work"
+
+
+def test_the_same_run_gives_the_same_bundle(small_run: str, small_bundle: str, tmp_path: Path) -> None:
+    again = export(small_run, str(tmp_path / "b"))
+    first = Bundle.load(small_bundle)
+    golden = "golden.safetensors"
+    assert Bundle.load(again.bundle).info.files[golden] == first.info.files[golden]
+
+
+def test_a_bundle_can_be_exported_to_another_file_system(small_run: str) -> None:
+    uri = "memory://exported/bundle"
+    result = export(small_run, uri)
+    assert Predictor.load(uri).bundle.info.fingerprint == result.fingerprint
+    assert export(small_run, uri, num_golden=3).fingerprint == Bundle.load(uri).info.fingerprint
+    assert sorted(storage.list_files(uri)) == [INFO_NAME, "golden.safetensors", "model.onnx"]
+
+
+def test_bad_arguments_get_one_clear_line(small_run: str, tmp_path: Path) -> None:
+    for error, run, options, words in (
+        (UsageError, tmp_path / "nowhere", {}, "no run"),
+        (UsageError, small_run, {"precision": "float8"}, "float32, bfloat16"),
+        (UsageError, small_run, {"backend": "tensorrt"}, "auto, openvino, onnxruntime"),
+        (UsageError, small_run, {"num_golden": 0}, "num_golden=0"),
+        (DatasetError, small_run, {"dataset": str(tmp_path / "gone")}, "no dataset"),
+    ):
+        with pytest.raises(error) as caught:
+            export(str(run), str(tmp_path / "b"), **options)
+        assert words in str(caught.value)
+        assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("name", ["gru", "lstm", "crnn"])
+def test_recurrent_models_run_on_openvino(name: str) -> None:
+    model = build(ModelConfig(name, (12, 12, 1), 3))
+    images = np.random.default_rng(0).integers(0, 255, (5, 12, 12, 1), dtype=np.uint8)
+    trained = np.asarray(model(images, training=False))
+    onnx_model = to_onnx(model)
+    for backend in ("openvino", "onnxruntime"):
+        served = create_backend(onnx_model, backend=backend)  # type: ignore[arg-type]
+        for batch in (images, images[:1]):
+            np.testing.assert_allclose(served.run(batch), trained[: len(batch)], atol=1e-5)
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_golden_inputs_take_the_branches_of_the_decoder(channels: int) -> None:
+    image = np.zeros((10, 16, channels), np.uint8)
+    image[:, :8] = 200
+    examples = dict(encode_variants([image], 4))
+    decoded = {name: decode(encoded, channels=channels) for name, encoded in examples.items()}
+    png, resized, rotated, transparent = decoded.values()
+    np.testing.assert_array_equal(png, image)
+    assert resized.shape == (16, 35, channels)
+    # EXIF turned it back, so left is still bright and right is dark.
+    assert rotated.shape == image.shape
+    assert rotated[:, :6].min() > 150 > 60 > rotated[:, 10:].max()
+    # On the left it is fully transparent: the background shines through.
+    assert transparent[0, 0].min() == 255
+    assert transparent[0, -1].max() == 0
+
+
+def test_a_model_with_another_input_than_the_image_is_refused() -> None:
+    import keras
+
+    unnamed = keras.Sequential([keras.Input((4,)), keras.layers.Dense(2)])
+    unnamed(np.zeros((1, 4), np.float32))
+    with pytest.raises(BundleError, match="expected one of uint8, named 'image'"):
+        to_onnx(unnamed)
+
+
+def test_a_run_that_preprocesses_the_stored_images_further_is_compared_on_what_its_model_takes(
+    small_run: str, tmp_path: Path
+) -> None:
+    trained = Run.open(small_run)
+    extra = Preprocessing.for_size(24, 20, "pad")
+    smaller = Preprocessing.for_size(16, 12)
+    run = dataclasses.replace(
+        trained,
+        uri=str(tmp_path / "run"),
+        preprocessing=trained.preprocessing.then(smaller).then(extra),
+        extra_preprocessing=smaller.then(extra),
+    )
+    run.save()
+    (tmp_path / "run" / "checkpoints").symlink_to(Path(small_run) / "checkpoints")
+    result = export(run.uri, str(tmp_path / "b"))
+    assert result.parity.top1_agreement == 1
+    values = json.loads((tmp_path / "b" / INFO_NAME).read_text())
+    assert values["preprocessing_fingerprint"] == run.preprocessing.fingerprint
