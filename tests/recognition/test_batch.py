@@ -119,7 +119,7 @@ def test_a_single_image_and_a_pattern_are_sources_too(
     assert several.num_seen == len(list(folder.rglob("*.jpg")))
 
 
-def test_a_table_of_paths_is_a_source_whose_labels_are_not_needed(
+def test_a_table_of_paths_is_a_source_that_needs_no_labels(
     small_bundle: str, folder: Path, tmp_path: Path, inline: Any
 ) -> None:
     table = tmp_path / "list.csv"
@@ -128,6 +128,8 @@ def test_a_table_of_paths_is_a_source_whose_labels_are_not_needed(
     result = predict(small_bundle, str(table), str(out), engine=inline)
     assert (result.num_seen, result.num_predicted, result.num_failed) == (3, 2, 1)
     assert [row["path"] for row in _rows(out)] == ["photos/000.jpg", "photos/002.png", "photos/nowhere.png"]
+    table.write_text("path\nphotos/000.jpg\n")
+    assert predict(small_bundle, str(table), str(out), engine=inline).num_predicted == 1
 
 
 def test_the_stored_images_of_a_dataset_are_recognised_as_they_are(

@@ -15,6 +15,7 @@ from manyeyes.data.manifest import MANIFEST_NAME, ShardInfo
 from manyeyes.data.sources import open_source
 from manyeyes.data.sources.base import Skipped, Source, SourceEntry, has_image_name, read_image_file
 from manyeyes.data.sources.folder import FolderSource
+from manyeyes.data.sources.table import TABLE_SUFFIXES, TableSource
 from manyeyes.data.sources.webdataset import is_pattern
 from manyeyes.errors import ImageError, Reason, SourceError
 from manyeyes.imaging.preprocessing import Preprocessing
@@ -130,7 +131,7 @@ def open_input(source: str, split: str | None = None) -> Input:
     if storage.exists(source):
         if storage.is_directory(source):
             return SourceInput(FolderSource(source.rstrip("/")))
-        return SourceInput(_FileSource(source, (source,)) if has_image_name(source) else open_source(source))
+        return SourceInput(_open_file(source))
     if source.endswith(".tar") and is_pattern(source):
         return SourceInput(open_source(source))
     if any(character in source for character in _GLOB_CHARACTERS):
@@ -177,6 +178,12 @@ class _FileSource:
 
     def read(self, entry: SourceEntry) -> bytes:
         return read_image_file(entry.uri)
+
+
+def _open_file(uri: str) -> Source:
+    if has_image_name(uri):
+        return _FileSource(uri, (uri,))
+    return TableSource(uri, needs_labels=False) if uri.lower().endswith(TABLE_SUFFIXES) else open_source(uri)
 
 
 def _glob(pattern: str) -> tuple[str, ...]:

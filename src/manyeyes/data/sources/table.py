@@ -26,6 +26,8 @@ class TableSource:
     kind: str = "table"
     class_names: tuple[str, ...] | None = None
     image_shape: tuple[int, int, int] | None = None
+    # Prediction reads tables without labels.
+    needs_labels: bool = True
 
     def entries(self) -> Iterator[SourceEntry | Skipped]:
         """See Source.entries; in the order of the table."""
@@ -89,11 +91,12 @@ class TableSource:
                 yield line, row
 
     def _check_columns(self, columns: list[str]) -> None:
-        missing = [name for name in ("path", "label") if name not in columns]
+        needed = ("path", "label") if self.needs_labels else ("path",)
+        missing = [name for name in needed if name not in columns]
         if missing:
             found = ", ".join(columns) or "nothing"
             raise SourceError(
-                f"{self.uri}: the first line must name the columns path and label (and may name group and split). "
+                f"{self.uri}: the first line must name the columns {' and '.join(needed)} (and may name group and split). "
                 f"Missing: {', '.join(missing)}. Found: {found}."
             )
 
