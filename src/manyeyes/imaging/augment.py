@@ -1,8 +1,8 @@
 """Random changes of training images, a pure function of (image, seed, epoch, example_index).
 
 Order: one affine warp (random resized crop, zoom, rotation, shift and flips together), RandAugment, colour, erasing.
-What a warp brings in from outside of the image is its mirror image (BORDER_REFLECT_101). Flips and shifts alone move whole
-pixels and change no value.
+What a warp brings in from outside of the image is its mirror image (BORDER_REFLECT_101). Flips and shifts alone move
+whole pixels and change no value.
 """
 
 from __future__ import annotations

@@ -347,19 +347,23 @@ def _verify_tiff(encoded: bytes) -> int:
 
 
 def _refuse_rare_tiff(encoded: bytes, order: str, tags: TiffTags) -> None:
-    """Refuse what OpenCV decodes to something else than it means."""
-    bits = _tiff_values(encoded, order, tags, 258, (1,))
-    sample_format = _tiff_values(encoded, order, tags, 339, (1,))
-    (meaning,) = _tiff_values(encoded, order, tags, 262, (1,))[:1]
-    (num_samples,) = _tiff_values(encoded, order, tags, 277, (1,))[:1]
-    if max(bits) > 16 or max(sample_format) > 1:
+    """Refuse what OpenCV decodes to something else than it means, or not at all."""
+    bits = max(_tiff_values(encoded, order, tags, 258, (1,)))
+    sample_format = max(_tiff_values(encoded, order, tags, 339, (1,)))
+    colour_space = _tiff_values(encoded, order, tags, 262, (1,))[0]
+    num_samples = _tiff_values(encoded, order, tags, 277, (1,))[0]
+    planes = _tiff_values(encoded, order, tags, 284, (1,))[0]
+    transparency = _tiff_values(encoded, order, tags, 338, (0,))[0]
+    if bits not in (1, 8, 16) or sample_format > 1:
+        raise ImageError(Reason.UNSUPPORTED_FORMAT, f"TIFF with {bits} bits a sample in format {sample_format}")
+    if num_samples not in (1, 3, 4) or colour_space not in ((1, 2) if bits > 8 else range(7)):
         raise ImageError(
-            Reason.UNSUPPORTED_FORMAT, f"TIFF with {max(bits)} bits a sample in format {max(sample_format)}"
+            Reason.UNSUPPORTED_FORMAT, f"TIFF with {num_samples} samples of {bits} bits in colour space {colour_space}"
         )
-    if meaning > 6 or num_samples not in (1, 3, 4):
-        raise ImageError(
-            Reason.UNSUPPORTED_FORMAT, f"TIFF with {num_samples} samples a pixel in colour space {meaning}"
-        )
+    if bits > 8 and planes != 1:
+        raise ImageError(Reason.UNSUPPORTED_FORMAT, f"TIFF with {bits} bits a sample in separate planes")
+    if colour_space == 2 and num_samples == 4 and transparency not in ((2,) if bits > 8 else (1, 2)):
+        raise ImageError(Reason.UNSUPPORTED_FORMAT, f"TIFF with transparency of kind {transparency} in {bits} bits")
 
 
 def _verify_tiff_pixels(encoded: bytes, order: str, tags: TiffTags) -> None:

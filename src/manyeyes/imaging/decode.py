@@ -77,10 +77,14 @@ def decode(
         image = _decode_jpeg(encoded, channels)
     else:
         image = _decode_other(encoded, info.format, channels, background)
-    if image.shape != (info.height, info.width, channels):
-        raise ImageError(
-            Reason.CORRUPT, f"header says {info.width} x {info.height}, pixels are {image.shape[1]} x {image.shape[0]}"
-        )
+    if info.format == "tiff":
+        # OpenCV turns a TIFF upright always, the others never (as asked).
+        expected = (info.width, info.height) if orientation >= 5 else (info.height, info.width)
+        orientation = 1
+    else:
+        expected = (info.height, info.width)
+    if image.shape[:2] != expected:
+        raise ImageError(Reason.CORRUPT, f"the header says {expected} rows and columns, there are {image.shape[:2]}")
     return image if orientation == 1 else _upright(image, orientation)
 
 
