@@ -11,9 +11,9 @@ import keras
 
 from manyeyes.errors import UsageError
 from manyeyes.models import layers
-from manyeyes.models.layers import NoOptions
+from manyeyes.models.layers import Options
 
-__all__ = ["MobileNetV2Options", "NoOptions", "features", "min_size", "names"]
+__all__ = ["MobileNetV2Options", "Options", "features", "min_size", "names"]
 
 _MIN_SIZES = {"InceptionResNetV2": 75, "InceptionV3": 75, "Xception": 71}
 _DEFAULT_MIN_SIZE = 32
@@ -22,7 +22,7 @@ _SCALES_INSIDE = "EfficientNetB"
 
 
 @dataclass(frozen=True)
-class MobileNetV2Options:
+class MobileNetV2Options(Options):
     """Settings of `mobilenet_v2`.
 
     Attributes:
@@ -42,13 +42,13 @@ def min_size(application: str) -> int:
     return _MIN_SIZES.get(application, _DEFAULT_MIN_SIZE)
 
 
-def features(application: str, name: str, image: Any, options: Any, *, imagenet: bool) -> Any:
+def features(application: str, name: str, image: Any, options: Options, *, imagenet: bool) -> Any:
     """Put an application, without its top, on uint8 images (N, H, W, C); returns pooled features (N, F).
 
     Args:
         application: its name in keras.applications.
         name: what the user calls the model.
-        options: NoOptions or MobileNetV2Options.
+        options: of this model.
         imagenet: take the weights that keras.applications fetches from the internet.
 
     Raises:

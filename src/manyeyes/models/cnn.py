@@ -11,7 +11,7 @@ from manyeyes.models import layers
 
 
 @dataclass(frozen=True)
-class CnnOptions:
+class CnnOptions(layers.Options):
     """Settings of `cnn`.
 
     Attributes:

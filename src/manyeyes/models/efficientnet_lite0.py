@@ -15,7 +15,7 @@ import numpy as np
 
 from manyeyes.errors import MissingExtraError
 from manyeyes.models import layers, torch_checkpoint
-from manyeyes.models.layers import NoOptions
+from manyeyes.models.layers import Options
 
 NUM_IMAGENET_CLASSES = 1000
 
@@ -33,7 +33,7 @@ _STAGES = (
 )
 
 
-def efficientnet_lite0(image: Any, options: NoOptions) -> Any:
+def efficientnet_lite0(image: Any, options: Options) -> Any:
     """Map uint8 RGB images (N, H, W, 3) to features (N, 1280)."""
     layers.require_size("efficientnet_lite0", image, 32)
     layers.require_channels("efficientnet_lite0", image, 3)

@@ -6,20 +6,31 @@ fits however many models were built before.
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass
 from typing import Any
 
 import keras
 
-from manyeyes.errors import UsageError
+from manyeyes.errors import ConfigError, UsageError
 
 # Not Keras's 0.99, whose statistics lag behind in a training of a few hundred steps.
 NORM_MOMENTUM = 0.9
 
 
 @dataclass(frozen=True)
-class NoOptions:
-    """Settings of a model that has none of its own."""
+class Options:
+    """Base of the settings of one model alone, and the whole of them for a model that has none.
+
+    Raises:
+        ConfigError: a number is not above zero.
+    """
+
+    def __post_init__(self) -> None:
+        for field in dataclasses.fields(self):
+            value = getattr(self, field.name)
+            if isinstance(value, (int, float)) and not isinstance(value, bool) and not value > 0:
+                raise ConfigError(f"model.options.{field.name}={value} is not possible. Use a number above 0.")
 
 
 def normalise(image: Any, scale: float = 1 / 127.5, offset: float = -1.0) -> Any:

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from manyeyes import config as settings
-from manyeyes.errors import MissingExtraError, UsageError
+from manyeyes.errors import ConfigError, MissingExtraError, UsageError
 
 if TYPE_CHECKING:
     import keras
@@ -46,6 +46,10 @@ class ModelConfig:
     dropout: float = 0.0
     weights: str = "none"
     options: dict[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.dropout < 1:
+            raise ConfigError(f"model.dropout={self.dropout} is not possible. Use a share from 0 to below 1.")
 
 
 @dataclass(frozen=True)
@@ -93,9 +97,9 @@ _ENTRIES = {
     "mobilenet_v2": _Entry(
         _APPLICATIONS, "MobileNetV2", "MobileNetV2Options", "MobileNetV2 of keras.applications", 224, 32, 256),
     "efficientnet_b0": _Entry(
-        _APPLICATIONS, "EfficientNetB0", "NoOptions", "EfficientNet-B0 of keras.applications", 224, 32, 256),
+        _APPLICATIONS, "EfficientNetB0", "Options", "EfficientNet-B0 of keras.applications", 224, 32, 256),
     "efficientnet_lite0": _Entry(
-        _LITE0, "efficientnet_lite0", "NoOptions", "EfficientNet-Lite0, whose ImageNet weights are a package",
+        _LITE0, "efficientnet_lite0", "Options", "EfficientNet-Lite0, whose ImageNet weights are a package",
         224, 32, 256, "pretrained"),
     "gru": _Entry("rnn", "gru", "RnnOptions", "GRU over the rows of the image", 28, 1),
     "lstm": _Entry("rnn", "lstm", "RnnOptions", "LSTM over the rows of the image", 28, 1),
@@ -208,9 +212,7 @@ def _entry(name: str) -> _Entry:
     application = name.removeprefix(_KERAS_PREFIX)
     if application in applications.names():
         smallest = applications.min_size(application)
-        return _Entry(
-            _APPLICATIONS, application, "NoOptions", f"{application} of keras.applications", 224, smallest, 256
-        )
+        return _Entry(_APPLICATIONS, application, "Options", f"{application} of keras.applications", 224, smallest, 256)
     near = difflib.get_close_matches(application, [*MODEL_NAMES, *applications.names()], n=3)
     hint = f"Did you mean {' or '.join(near)}?" if near else f"Known: {', '.join(MODEL_NAMES)}."
     raise UsageError(f"There is no model {name!r}. {hint}")

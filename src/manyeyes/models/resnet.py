@@ -13,7 +13,7 @@ _LARGEST_SMALL_IMAGE = 64
 
 
 @dataclass(frozen=True)
-class ResNetOptions:
+class ResNetOptions(layers.Options):
     """Settings of `resnet18`, `resnet34` and `resnet50`.
 
     Attributes:

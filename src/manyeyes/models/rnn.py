@@ -15,7 +15,7 @@ MAX_UNROLLED_STEPS = 64
 
 
 @dataclass(frozen=True)
-class RnnOptions:
+class RnnOptions(layers.Options):
     """Settings of `gru` and `lstm`.
 
     Attributes:
@@ -30,7 +30,7 @@ class RnnOptions:
 
 
 @dataclass(frozen=True)
-class CrnnOptions:
+class CrnnOptions(layers.Options):
     """Settings of `crnn`.
 
     Attributes:
