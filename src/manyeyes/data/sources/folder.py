@@ -33,7 +33,8 @@ class FolderSource:
     def entries(self) -> Iterator[SourceEntry | Skipped]:
         """See Source.entries; sorted by name at every level."""
         has_splits = has_split_level(self.uri)
-        for block, found in enumerate(self._walk(self.uri, "")):
+        block = 0
+        for found in self._walk(self.uri, ""):
             if isinstance(found, Skipped):
                 yield found
                 continue
@@ -55,6 +56,7 @@ class FolderSource:
                 problem=problem,
                 detail=detail,
             )
+            block += 1
 
     def read(self, entry: SourceEntry) -> bytes:
         """See Source.read."""
