@@ -21,22 +21,22 @@ _NUM_CONFUSIONS_SHOWN = 5
 def tables(result: EvaluationResult) -> Iterator[Table | str]:
     """Yield what to print: the figures, the classes, the most frequent confusions, and remarks."""
     metrics = result.metrics
-    yield _figures(result)
+    yield f"{result.model_name} ({result.model}) on {metrics.num_examples:,} examples of {result.split}"
+    yield _figures(metrics)
     yield _classes(metrics)
     if confusions := _confusions(metrics, result.class_names):
         yield "Most often confused: " + "; ".join(confusions) + "."
     yield from _remarks(metrics)
     yield from result.notices
     if result.files:
-        yield "Written: " + ", ".join(result.files)
+        names = [uri.rpartition("/")[2] for uri in result.files]
+        yield f"Written to {result.files[0].rpartition('/')[0]}: {', '.join(names)}"
 
 
-def _figures(result: EvaluationResult) -> Table:
+def _figures(metrics: Summary) -> Table:
     from rich.table import Table
 
-    metrics = result.metrics
-    title = f"{result.model_name} ({result.model}) on {metrics.num_examples:,} examples of {result.split}"
-    table = Table(title=title, title_justify="left")
+    table = Table()
     table.add_column("metric")
     table.add_column("value", justify="right")
     table.add_column(f"{metrics.confidence:.0%} interval", justify="right")
@@ -59,7 +59,8 @@ def _classes(metrics: Summary) -> Table:
     from rich.markup import escape
     from rich.table import Table
 
-    shown, title = metrics.per_class, "Classes"
+    shown = metrics.per_class
+    title = None
     if len(shown) > _MAX_CLASSES_SHOWN:
         shown = tuple(sorted(shown, key=_f1_or_0)[:_NUM_WORST_SHOWN])
         title = f"The {len(shown)} classes of {len(metrics.per_class)} with the lowest F1"
@@ -90,7 +91,7 @@ def _confusions(metrics: Summary, class_names: tuple[str, ...]) -> list[str]:
     # Most frequent first; of equals the one with the lower labels.
     cells.sort(key=lambda cell: (-cell[0], cell[1], cell[2]))
     return [
-        f"{class_names[row]} taken for {class_names[column]} {count:,}x"
+        f"{class_names[row]} taken for {class_names[column]} ({count:,} times)"
         for count, row, column in cells[:_NUM_CONFUSIONS_SHOWN]
     ]
 
