@@ -82,10 +82,10 @@ def write_dataset(root: str, images: np.ndarray | list[bytes], shape: tuple[int,
 
 
 def photo(rng: np.random.Generator, size: int) -> bytes:
-    """A JPEG with the detail of a photo: noise at several scales."""
+    """A JPEG with about the detail of a photo: noise at several scales, the finer the weaker."""
     image = sum(
-        cv2.resize(rng.normal(0, 40, (side, side, 3)), (size, size), interpolation=cv2.INTER_CUBIC)
-        for side in (3, 10, 40, size)
+        cv2.resize(rng.normal(0, strength, (side, side, 3)), (size, size), interpolation=cv2.INTER_CUBIC)
+        for side, strength in ((3, 50), (10, 40), (40, 20), (size, 8))
     )
     return cv2.imencode(".jpg", np.clip(image + 128, 0, 255).astype(np.uint8), [cv2.IMWRITE_JPEG_QUALITY, 90])[
         1

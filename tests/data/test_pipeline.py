@@ -3,7 +3,11 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import re
+import signal
+import subprocess
+import sys
 import threading
+import time
 
 import cv2
 import numpy as np
@@ -13,6 +17,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from manyeyes import storage
+from manyeyes.data import reading
 from manyeyes.data.mix import Mix
 from manyeyes.data.pipeline import InputPipeline
 from manyeyes.errors import DatasetError, UsageError
@@ -59,6 +64,12 @@ def same(first, second):
 
 def input_threads():
     return [thread.name for thread in threading.enumerate() if thread.name.startswith("manyeyes-")]
+
+
+def wait_until(condition):
+    """Fails by the timeout of the test."""
+    while not condition():
+        time.sleep(0.001)
 
 
 @pytest.fixture(scope="module")
@@ -177,35 +188,55 @@ def test_a_start_in_the_middle_is_the_tail_of_the_epoch_bit_for_bit(raw, cache_b
             same(first, second)
 
 
-def test_a_start_in_the_middle_reads_only_the_windows_from_there(raw, monkeypatch):
-    from manyeyes.data import reading
-
-    read = []
+@pytest.fixture
+def read_row_groups(monkeypatch):
+    """The numbers of the row groups that are read, as they are read."""
+    numbers = []
     original = reading.read_row_group
-    monkeypatch.setattr(
-        reading,
-        "read_row_group",
-        lambda dataset, split, number: read.append(number) or original(dataset, split, number),
-    )
+
+    def read(dataset, split, number):
+        numbers.append(number)
+        return original(dataset, split, number)
+
+    monkeypatch.setattr(reading, "read_row_group", read)
+    return numbers
+
+
+def test_a_start_in_the_middle_reads_only_the_windows_from_there(raw, read_row_groups):
     pipeline = InputPipeline(raw, "train", global_batch_size=10, cache_bytes=0, window=2)
-    last_windows = [pipeline.order.row_groups(0, window).tolist() for window in (4, 5)]
-    position = sum(pipeline.split.row_group_rows[pipeline.order.row_groups(0, w)].sum() for w in range(4))
-    list(pipeline.batches(0, -(-int(position) // 10)))
-    assert sorted(read) == sorted(last_windows[0] + last_windows[1])
+    windows = [pipeline.order.row_groups(0, window) for window in range(6)]
+    position = sum(int(pipeline.split.row_group_rows[row_groups].sum()) for row_groups in windows[:4])
+    list(pipeline.batches(0, -(-position // 10)))
+    assert sorted(read_row_groups) == sorted([*windows[4], *windows[5]])
 
 
-def test_each_row_group_is_read_once_per_epoch(raw, monkeypatch):
-    from manyeyes.data import reading
-
-    read = []
-    original = reading.read_row_group
-    monkeypatch.setattr(
-        reading,
-        "read_row_group",
-        lambda dataset, split, number: read.append(number) or original(dataset, split, number),
-    )
+def test_each_row_group_is_read_once_per_epoch(raw, read_row_groups):
     list(InputPipeline(raw, "train", global_batch_size=7, cache_bytes=0, window=3).batches(0))
-    assert sorted(read) == list(range(11))
+    assert sorted(read_row_groups) == list(range(11))
+
+
+def test_the_next_window_is_read_before_it_is_needed(raw, read_row_groups):
+    pipeline = InputPipeline(raw, "train", global_batch_size=1, prefetch=1, cache_bytes=0, window=3)
+    with contextlib.closing(pipeline.batches(0)) as batches:
+        next(batches)
+        wanted = sorted([*pipeline.order.row_groups(0, 0), *pipeline.order.row_groups(0, 1)])
+        wait_until(lambda: sorted(read_row_groups) == wanted)
+
+
+def test_as_many_batches_as_asked_for_are_made_ahead(raw, monkeypatch):
+    made = set()
+    original = InputPipeline._make
+
+    def make(self, part, *arguments):
+        original(self, part, *arguments)
+        made.add(part.step)
+
+    monkeypatch.setattr(InputPipeline, "_make", make)
+    with contextlib.closing(InputPipeline(raw, "train", global_batch_size=4, prefetch=3).batches(0)) as batches:
+        next(batches)
+        wait_until(lambda: made == {0, 1, 2, 3})
+        next(batches)
+        wait_until(lambda: made == {0, 1, 2, 3, 4})
 
 
 def test_epochs_differ_in_order_and_in_pixels(raw):
@@ -319,6 +350,26 @@ def test_leaving_early_stops_all_threads(raw, cache_bytes):
 
     list(pipeline.batches(0))
     assert input_threads() == []
+
+
+def test_ctrl_c_ends_the_process_at_once(raw):
+    script = f"""
+from manyeyes.data.dataset import Dataset
+from manyeyes.data.pipeline import InputPipeline
+pipeline = InputPipeline(Dataset({raw.uri!r}), "train", global_batch_size=1, cache_bytes=0)
+print("ready", flush=True)
+epoch = 0
+while True:
+    for batch in pipeline.batches(epoch):
+        epoch += 1
+"""
+    with subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        assert process.stdout.readline() == b"ready\n"
+        time.sleep(0.2)
+        process.send_signal(signal.SIGINT)
+        _, errors = process.communicate(timeout=60)
+    assert process.returncode in (130, -signal.SIGINT)
+    assert errors.endswith(b"KeyboardInterrupt\n")
 
 
 def test_a_batch_is_valid_until_the_batch_after_the_next_is_asked_for(raw, raw_pixels):
