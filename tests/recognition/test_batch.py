@@ -10,6 +10,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from manyeyes.data.dataset import Dataset
+from manyeyes.data.ingest import IngestSettings, ingest
 from manyeyes.engines.registry import create_engine
 from manyeyes.errors import DatasetError, SourceError, UsageError
 from manyeyes.imaging.preprocessing import Preprocessing, Step
@@ -148,6 +149,26 @@ def test_the_stored_images_of_a_dataset_are_recognised_as_they_are(
     assert np.mean([row["label"] == label for row, label in zip(rows, labels, strict=True)]) > 0.9
     assert result.num_seen == 45
     assert predict(small_bundle, small_dataset, str(out), engine=inline).num_seen == 171
+
+
+def test_a_dataset_of_original_bytes_is_answered_as_the_folder_it_was_made_of(
+    small_bundle: str, tmp_path: Path, inline: Any
+) -> None:
+    folder = tmp_path / "source"
+    for index in range(20):
+        _write(folder / ("red", "green")[index % 2] / f"{index}.{'jpg' if index % 3 else 'png'}", index % 2, index)
+    dataset = str(tmp_path / "dataset")
+    ingest(str(folder), dataset, settings=IngestSettings(encoding="jpeg"), engine=inline)
+    answers = []
+    for source in (str(folder), dataset):
+        predict(small_bundle, source, str(tmp_path / "out.parquet"), engine=inline)
+        answers.append({row["path"]: row["top_k"] for row in _rows(tmp_path / "out.parquet")})
+    from_folder, from_dataset = answers
+    assert from_folder.keys() == from_dataset.keys()
+    for path, top_k in from_folder.items():
+        for one, other in zip(top_k, from_dataset[path], strict=True):
+            assert one["label"] == other["label"]
+            assert one["probability"] == pytest.approx(other["probability"], abs=1e-5)
 
 
 def test_only_the_steps_that_ingest_has_not_done_are_left() -> None:

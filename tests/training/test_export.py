@@ -5,11 +5,14 @@ import json
 from pathlib import Path
 from typing import Any
 
+import cv2
 import numpy as np
 import pytest
 
 from manyeyes import storage
 from manyeyes.data.dataset import Dataset
+from manyeyes.data.ingest import IngestSettings, ingest
+from manyeyes.engines.registry import create_engine
 from manyeyes.errors import BundleError, DatasetError, UsageError
 from manyeyes.imaging.decode import decode
 from manyeyes.imaging.preprocessing import Preprocessing
@@ -152,6 +155,28 @@ def test_golden_inputs_take_the_branches_of_the_decoder(channels: int) -> None:
     # On the left it is fully transparent: the background shines through.
     assert transparent[0, 0].min() == 255
     assert transparent[0, -1].max() == 0
+
+
+def test_a_run_on_photos_of_any_size_gets_a_small_bundle_that_agrees(small_run: str, tmp_path: Path) -> None:
+    draw = np.random.default_rng(2)
+    for index in range(12):
+        pixels = draw.integers(0, 120, (700 + 40 * index, 1300, 3), dtype=np.uint8)
+        pixels[:, :, index % 3] += 100
+        path = tmp_path / "photos" / str(index % 3) / f"{index}.jpg"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        assert cv2.imwrite(str(path), pixels)
+    dataset = str(tmp_path / "dataset")
+    ingest(str(tmp_path / "photos"), dataset, settings=IngestSettings(encoding="jpeg"), engine=create_engine("inline"))
+    chain = Preprocessing.for_size(24, 20)
+    run = dataclasses.replace(
+        Run.open(small_run), uri=str(tmp_path / "run"), dataset=dataset, preprocessing=chain, extra_preprocessing=chain
+    )
+    run.save()
+    (tmp_path / "run" / "checkpoints").symlink_to(Path(small_run) / "checkpoints")
+    result = export(run.uri, str(tmp_path / "b"), num_golden=4)
+    assert result.parity.num_golden == 4
+    assert result.parity.top1_agreement == 1
+    assert all(max(decode(encoded).shape) <= 1100 for encoded in Bundle.load(result.bundle).golden_examples().encoded)
 
 
 def test_a_model_with_another_input_than_the_image_is_refused() -> None:

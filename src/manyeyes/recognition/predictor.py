@@ -14,8 +14,9 @@ from manyeyes.imaging.preprocessing import Preprocessing
 from manyeyes.recognition.backends import Backend, create_backend
 from manyeyes.recognition.bundle import MODEL_NAME, BackendName, Bundle, GoldenExamples, Precision
 
-# How far a logit may be from the trained model's, as a share of the largest absolute logit (at least 1).
-LOGIT_TOLERANCE: dict[Precision, float] = {"float32": 1e-4, "bfloat16": 5e-2}
+# How far a logit may be from the trained model's, as a share of the largest absolute logit (at least 1). Measured:
+# 1e-6 in float32, up to 0.05 in bfloat16 (docs/decisions/0060-bundles.md).
+LOGIT_TOLERANCE: dict[Precision, float] = {"float32": 1e-4, "bfloat16": 1e-1}
 
 
 @dataclass(frozen=True)

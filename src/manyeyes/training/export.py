@@ -23,6 +23,7 @@ import manyeyes
 from manyeyes import config, storage
 from manyeyes.data.dataset import Dataset
 from manyeyes.errors import BundleError, DatasetError, MissingExtraError, UsageError
+from manyeyes.imaging.decode import decode
 from manyeyes.imaging.preprocessing import Preprocessing
 from manyeyes.recognition.bundle import (
     GOLDEN_NAME,
@@ -37,7 +38,7 @@ from manyeyes.recognition.bundle import (
 )
 from manyeyes.recognition.predictor import Predictor
 from manyeyes.training.backend import prepare
-from manyeyes.training.golden import encode_variants
+from manyeyes.training.golden import bounded, encode_variants
 from manyeyes.training.run import Run, Which
 
 if TYPE_CHECKING:
@@ -218,7 +219,7 @@ def _comparison_images(dataset_uri: str, extra: Preprocessing, num_images: int) 
     """Take images evenly from val, else test, else train.
 
     Returns:
-        the images as stored, decoded, and the model inputs, uint8 (n, height, width, channels).
+        the images as stored, decoded and of bounded size, and the model inputs, uint8 (n, height, width, channels).
     """
     dataset = Dataset(dataset_uri)
     name = next((name for name in ("val", "test", "train") if name in dataset.split_names), None)
@@ -235,12 +236,9 @@ def _comparison_images(dataset_uri: str, extra: Preprocessing, num_images: int) 
             rows = reader.read(row_group)
         for index in wanted[group_of == group] - split.row_group_starts[group]:
             image = rows.images[index]
-            if isinstance(image, bytes):
-                stored.append(Preprocessing(channels=extra.channels, background=extra.background)(image))
-                inputs.append(extra(image))
-            else:
-                stored.append(image)
-                inputs.append(extra.apply(image))
+            pixels = decode(image, channels=extra.channels) if isinstance(image, bytes) else image
+            stored.append(bounded(pixels))
+            inputs.append(extra(image) if isinstance(image, bytes) else extra.apply(image))
     return stored, np.stack(inputs)
 
 

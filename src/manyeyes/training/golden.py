@@ -9,6 +9,8 @@ import cv2
 import numpy as np
 
 _ORIENTATION_TAG = 0x0112
+# Golden examples travel with the bundle, so photos are made smaller first.
+_MAX_SIDE = 512
 
 
 def encode_variants(images: Sequence[np.ndarray], num_examples: int) -> list[tuple[str, bytes]]:
@@ -27,6 +29,15 @@ def encode_variants(images: Sequence[np.ndarray], num_examples: int) -> list[tup
         variant = variants[index % len(variants)]
         examples.append((f"{index}-{variant.__name__.strip('_')}", variant(images[index % len(images)])))
     return examples
+
+
+def bounded(image: np.ndarray) -> np.ndarray:
+    """The image, uint8 (height, width, channels), or a smaller one whose longer side has 512 pixels."""
+    scale = _MAX_SIDE / max(image.shape[:2])
+    if scale >= 1:
+        return image
+    height, width = (max(1, round(scale * side)) for side in image.shape[:2])
+    return cv2.resize(image, (width, height), interpolation=cv2.INTER_AREA).reshape(height, width, image.shape[2])
 
 
 def _png(image: np.ndarray) -> bytes:

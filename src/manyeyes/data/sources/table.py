@@ -96,8 +96,8 @@ class TableSource:
         if missing:
             found = ", ".join(columns) or "nothing"
             raise SourceError(
-                f"{self.uri}: the first line must name the columns {' and '.join(needed)} (and may name group and split). "
-                f"Missing: {', '.join(missing)}. Found: {found}."
+                f"{self.uri}: the first line must name the columns {' and '.join(needed)} "
+                f"(and may name group and split). Missing: {', '.join(missing)}. Found: {found}."
             )
 
 
