@@ -104,6 +104,15 @@ def test_a_jpeg_with_a_hole_of_zeros_is_called_corrupt(photo: np.ndarray, encode
     assert reason_of(damaged) in (Reason.CORRUPT, Reason.TRUNCATED)
 
 
+def test_a_phone_that_leaves_the_scan_header_empty_gives_its_photo(photo: np.ndarray, encode: Encode) -> None:
+    encoded = encode(photo, "JPEG")
+    scan = encoded.rindex(b"\xff\xda")
+    last_of_header = scan + 2 + int.from_bytes(encoded[scan + 2 : scan + 4])
+    phone = encoded[: last_of_header - 3] + bytes(3) + encoded[last_of_header:]
+    np.testing.assert_array_equal(decode(phone), decode(encoded))
+    assert reason_of(phone[:-500]) == Reason.TRUNCATED, "its damage is still found"
+
+
 @given(data=st.data())
 @settings(fixtures_are_constants, max_examples=1500)
 def test_a_flipped_bit_is_refused_or_leaves_an_image_of_the_right_shape(

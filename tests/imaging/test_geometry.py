@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import cv2
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -154,3 +155,13 @@ def test_steps_run_in_their_order(photo: np.ndarray) -> None:
     first = Preprocessing(steps=(Step("resize_short", 100, 100),))
     second = Preprocessing(steps=(Step("crop", 80, 80),))
     np.testing.assert_array_equal(first.then(second).apply(photo), second.apply(first.apply(photo)))
+
+
+@pytest.mark.parametrize(("height", "width"), [(160, 213), (100, 100), (48, 64), (20, 30), (374, 60)])
+def test_auto_shrinks_photos_to_nearly_the_mean_of_the_area(photos: list[np.ndarray], height: int, width: int) -> None:
+    for photo in photos:
+        exact = cv2.resize(photo, (width, height), interpolation=cv2.INTER_AREA).astype(int)
+        nearly = geometry.resize(photo, height, width) - exact
+        linear = cv2.resize(photo, (width, height), interpolation=cv2.INTER_LINEAR) - exact
+        assert abs(nearly.mean()) < 0.5
+        assert np.abs(nearly).mean() <= min(2, np.abs(linear).mean())

@@ -166,6 +166,14 @@ def _verify_jpeg(encoded: bytes) -> int:
     return 1
 
 
+def mend_jpeg_scan(encoded: bytes) -> bytes:
+    """Write the only values that a sequential JPEG can have into its scan header; some phones leave zeros there."""
+    for marker, start, end in _jpeg_segments(encoded):
+        if marker == 0xDA:
+            return encoded[: max(start, end - 3)] + b"\x00\x3f\x00" + encoded[end:]
+    return encoded
+
+
 # --- PNG
 
 

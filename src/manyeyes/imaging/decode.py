@@ -13,7 +13,7 @@ import numpy as np
 import simplejpeg
 
 from manyeyes.errors import ImageError, Reason
-from manyeyes.imaging.containers import ImageInfo, png_transparent_grey, read_header, verify
+from manyeyes.imaging.containers import ImageInfo, mend_jpeg_scan, png_transparent_grey, read_header, verify
 
 __all__ = ["DECODER", "DecodeLimits", "ImageInfo", "decode", "probe"]
 
@@ -89,8 +89,14 @@ def decode(
 
 
 def _decode_jpeg(encoded: bytes, channels: int) -> np.ndarray:
+    colour_space = "RGB" if channels == 3 else "GRAY"
     try:
-        return simplejpeg.decode_jpeg(encoded, "RGB" if channels == 3 else "GRAY")
+        try:
+            return simplejpeg.decode_jpeg(encoded, colour_space)
+        except ValueError as error:
+            if "Invalid SOS parameters" not in str(error):
+                raise
+            return simplejpeg.decode_jpeg(mend_jpeg_scan(encoded), colour_space)
     except (ValueError, MemoryError) as error:
         message = str(error)
     if "subsampling" in message:
