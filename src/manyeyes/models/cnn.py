@@ -17,7 +17,8 @@ class CnnOptions(layers.Options):
     Attributes:
         width: filters of the first stage; every further stage has twice as many.
         stages: groups of convolutions; the image is halved between two of them.
-        convolutions: 3 x 3 convolutions in each stage but the last, which has one.
+        convolutions: 3 x 3 convolutions in each stage but the first, which has one: at full size a convolution costs
+            most and teaches least.
     """
 
     width: int = 16
@@ -30,9 +31,8 @@ def cnn(image: Any, options: CnnOptions) -> Any:
     layers.require_size("cnn", image, 2 ** (options.stages - 1))
     x = layers.normalise(image)
     for stage in range(options.stages):
-        last = stage == options.stages - 1
-        for index in range(1 if last else options.convolutions):
-            x = layers.conv_norm_relu(x, options.width * 2**stage, 3, f"stage{stage}_{index}")
-        if not last:
+        if stage > 0:
             x = keras.layers.MaxPooling2D(name=f"stage{stage}_pool")(x)
+        for index in range(1 if stage == 0 else options.convolutions):
+            x = layers.conv_norm_relu(x, options.width * 2**stage, 3, f"stage{stage}_{index}")
     return keras.layers.GlobalAveragePooling2D(name="pool")(x)
