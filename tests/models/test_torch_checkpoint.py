@@ -174,6 +174,13 @@ def test_a_tensor_that_reaches_beyond_its_storage_is_refused(
         read(checkpoint(OrderedDict(a=Tensor(torch, storage, offset, shape, strides)), [storage]))
 
 
+def test_a_tensor_that_repeats_its_storage_to_fill_the_memory_is_refused(torch: Any) -> None:
+    storage = Storage("1", np.zeros(4, np.float32), torch.package.FloatStorage)
+
+    with pytest.raises(UsageError, match="larger than its storage"):
+        read(checkpoint(OrderedDict(a=Tensor(torch, storage, 0, (10**9, 10**9), (0, 0))), [storage]))
+
+
 def test_a_file_of_another_kind_is_refused() -> None:
     for content in (b"", b"PK\x03\x04 a zip file", pickle.dumps({"a": 1}), b"\x89PNG\r\n\x1a\n"):
         with pytest.raises(UsageError, match="not a legacy PyTorch checkpoint"):

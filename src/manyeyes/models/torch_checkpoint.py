@@ -8,6 +8,7 @@ is refused. So nothing of the file is imported or called, whatever it says (docs
 
 from __future__ import annotations
 
+import math
 import pickletools
 from typing import IO, Any, NamedTuple
 
@@ -76,7 +77,7 @@ def read(file: IO[bytes], what: str) -> dict[str, np.ndarray]:
         storages = {tensor.storage.key: tensor.storage for tensor in tensors.values()}
         content = {key: _read_storage(file, storages[key]) for key in keys}
         return {name: _view(tensor, content[tensor.storage.key]) for name, tensor in tensors.items()}
-    except (ValueError, KeyError, IndexError, TypeError, AttributeError, OverflowError) as error:
+    except (ValueError, KeyError, IndexError, TypeError, AttributeError, OverflowError, MemoryError) as error:
         raise UsageError(f"{what} is not a legacy PyTorch checkpoint that can be read safely: {error}.") from None
 
 
@@ -182,5 +183,7 @@ def _view(tensor: _Tensor, storage: np.ndarray) -> np.ndarray:
     last = tensor.offset + sum((size - 1) * stride for size, stride in zip(tensor.shape, tensor.strides, strict=True))
     if min((tensor.offset, *tensor.shape, *tensor.strides)) < 0 or last >= storage.size:
         raise ValueError("a tensor reaches beyond its storage")
+    if math.prod(tensor.shape) > storage.size:
+        raise ValueError("a tensor is larger than its storage")
     strides = [stride * storage.itemsize for stride in tensor.strides]
     return np.lib.stride_tricks.as_strided(storage[tensor.offset :], tensor.shape, strides).copy()
