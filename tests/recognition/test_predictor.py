@@ -155,6 +155,28 @@ def test_without_openvino_the_automatic_choice_is_onnx_runtime(
         Predictor.load(small_bundle, "openvino")
 
 
+def test_a_model_that_openvino_does_not_know_runs_on_onnx_runtime() -> None:
+    from onnx import TensorProto, helper
+
+    nodes = [
+        helper.make_node("Cast", ["image"], ["float"], to=TensorProto.FLOAT),
+        helper.make_node("Transpose", ["float"], ["matrices"], perm=[0, 3, 1, 2]),
+        helper.make_node("Det", ["matrices"], ["logits"]),
+    ]
+    image = helper.make_tensor_value_info("image", TensorProto.UINT8, ["n", 4, 4, 3])
+    logits = helper.make_tensor_value_info("logits", TensorProto.FLOAT, ["n", 3])
+    graph = helper.make_graph(nodes, "determinants", [image], [logits])
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8).SerializeToString()
+    pixels = np.random.default_rng(0).integers(0, 9, (2, 4, 4, 3), dtype=np.uint8)
+    served = backends.create_backend(model, precision="bfloat16")
+    assert (served.name, served.precision) == ("onnxruntime", "float32")
+    wanted = np.linalg.det(pixels.transpose(0, 3, 1, 2).astype(float))
+    np.testing.assert_allclose(served.run(pixels), wanted, rtol=1e-4, atol=1e-2)
+    with pytest.raises(BundleError, match="No conversion rule found for operations: Det") as caught:
+        backends.create_backend(model, backend="openvino")
+    assert "\n" not in str(caught.value)
+
+
 def test_an_unknown_backend_is_refused() -> None:
     with pytest.raises(UsageError, match="auto, openvino, onnxruntime"):
         backends.create_backend(b"", backend="tensorrt")  # type: ignore[arg-type]

@@ -17,6 +17,7 @@ from manyeyes.errors import BundleError, DatasetError, UsageError
 from manyeyes.imaging.decode import decode
 from manyeyes.imaging.preprocessing import Preprocessing
 from manyeyes.models.registry import ModelConfig, build
+from manyeyes.models.rnn import MAX_UNROLLED_STEPS
 from manyeyes.recognition.backends import create_backend
 from manyeyes.recognition.bundle import INFO_NAME, Bundle
 from manyeyes.recognition.predictor import Predictor
@@ -128,10 +129,14 @@ def test_bad_arguments_get_one_clear_line(small_run: str, tmp_path: Path) -> Non
         assert "\n" not in str(caught.value)
 
 
-@pytest.mark.parametrize("name", ["gru", "lstm", "crnn"])
-def test_recurrent_models_run_on_openvino(name: str) -> None:
-    model = build(ModelConfig(name, (12, 12, 1), 3))
-    images = np.random.default_rng(0).integers(0, 255, (5, 12, 12, 1), dtype=np.uint8)
+@pytest.mark.parametrize(
+    "name, height, width",
+    [("gru", 12, 12), ("lstm", 12, 12), ("crnn", 12, 12), ("gru", MAX_UNROLLED_STEPS + 1, 6)],
+    ids=["gru", "lstm", "crnn", "gru-not-unrolled"],
+)
+def test_recurrent_models_run_on_openvino(name: str, height: int, width: int) -> None:
+    model = build(ModelConfig(name, (height, width, 1), 3))
+    images = np.random.default_rng(0).integers(0, 255, (5, height, width, 1), dtype=np.uint8)
     trained = np.asarray(model(images, training=False))
     onnx_model = to_onnx(model)
     for backend in ("openvino", "onnxruntime"):

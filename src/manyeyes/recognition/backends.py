@@ -120,7 +120,7 @@ def create_backend(
         except BundleError:
             raise
         except Exception as error:  # each backend has exception types of its own
-            refusals.append(f"{name}: {_first_line(error)}")
+            refusals.append(f"{name}: {_in_one_line(error)}")
             _log.info("%s can't compile the model: %s", name, error)
     if num_missing == len(candidates):
         raise MissingExtraError("Running a model" if backend == "auto" else f"The backend {backend}", "predict")
@@ -134,6 +134,7 @@ def _checked_shape(dimensions: list[Any]) -> tuple[int, int, int]:
     return height, width, channels
 
 
-def _first_line(error: Exception) -> str:
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return (lines[-1] if lines else repr(error))[:200]
+def _in_one_line(error: Exception) -> str:
+    lines = [line.strip() for line in str(error).splitlines()]
+    told = [line for line in lines if line and not line.startswith(("Exception from", "Check '", "To facilitate"))]
+    return " ".join(told)[:200] or repr(error)
