@@ -8,6 +8,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import cv2
 import numpy as np
 import pytest
 import sklearn.metrics
@@ -15,6 +16,7 @@ from typer.testing import CliRunner
 
 from manyeyes import storage
 from manyeyes.data.dataset import Dataset
+from manyeyes.data.ingest import IngestSettings, ingest
 from manyeyes.engines.inline import InlineEngine
 from manyeyes.engines.local import LocalEngine
 from manyeyes.errors import DatasetError, EngineError, ManyeyesError, UsageError
@@ -116,6 +118,31 @@ def test_the_logits_of_an_image_do_not_depend_on_its_neighbours(small_run, small
     alone = np.concatenate([logits_of(images[i : i + 1]) for i in range(8)])
     reversed_in_company = logits_of(images[7::-1])
     assert np.array_equal(alone, reversed_in_company[::-1])
+
+
+def test_encoded_images_of_any_size_go_through_the_whole_preprocessing(
+    small_run, small_bundle, small_dataset, tmp_path
+):
+    class_names = Dataset(small_dataset).class_names
+    images, labels = examples_of(small_dataset, "test")
+    for index, (image, label) in enumerate(zip(images, labels, strict=True)):
+        larger = cv2.resize(image, (20 + 7 * (index % 5), 24 + 5 * (index % 3)))[:, :, ::-1]
+        folder = tmp_path / "photos" / class_names[label]
+        folder.mkdir(parents=True, exist_ok=True)
+        cv2.imwrite(str(folder / f"{index}.png"), larger)
+    settings = IngestSettings(encoding="jpeg", val=0.0, test=0.0, class_names=class_names)
+    ingest(str(tmp_path / "photos"), str(tmp_path / "data"), settings=settings, engine=InlineEngine())
+
+    run = Recogniser.open(small_run)
+    files = sorted((tmp_path / "photos").glob("*/*.png"))
+    logits = run.load(64)(np.stack([run.preprocessing(file.read_bytes()) for file in files]))
+    truth = np.array([class_names.index(file.parent.name) for file in files])
+    expected = sklearn.metrics.confusion_matrix(truth, logits.argmax(axis=1), labels=[0, 1, 2])
+    for model in (small_run, small_bundle):
+        result = evaluate(
+            model, str(tmp_path / "data"), split="train", out=str(tmp_path / "out"), engine=InlineEngine()
+        )
+        assert np.array_equal(result.metrics.confusion_matrix, expected)
 
 
 class ForgetfulEngine(InlineEngine):

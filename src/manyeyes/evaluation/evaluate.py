@@ -240,7 +240,7 @@ def _require_same_classes(recogniser: Recogniser, data: Dataset) -> None:
         )
     raise DatasetError(
         f"{data.uri} and {recogniser.uri} have other classes: {'; '.join(differences)}. "
-        "Evaluate on a dataset with the classes that the model was trained on."
+        "Ingest the images with the model's classes (--class-names FILE)."
     )
 
 
