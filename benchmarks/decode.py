@@ -60,7 +60,7 @@ def main() -> None:
             best[name] = max(best[name], images_per_second(function, jpegs))
     mean_kilobytes = sum(map(len, jpegs)) / len(jpegs) / 1000
     print(
-        f"{len(jpegs)} JPEGs of 500x375 pixels, {mean_kilobytes:.0f} kB each, one thread, best of {arguments.num_turns} turns"
+        f"{len(jpegs)} JPEGs of 500x375, {mean_kilobytes:.0f} kB each, one thread, best of {arguments.num_turns} turns"
     )
     print(f"{'':30}{'images/s':>10}{'of cv2':>10}{'of simplejpeg':>16}")
     for name, rate in best.items():

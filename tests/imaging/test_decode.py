@@ -239,6 +239,19 @@ def test_damage_in_a_compressed_tiff_is_found_by_its_checksum(photo: np.ndarray,
     assert reason_of(bytes(encoded)) == Reason.CORRUPT
 
 
+def test_a_small_tiff_that_inflates_without_end_is_refused(small: np.ndarray, encode: Encode) -> None:
+    encoded = encode(small, "TIFF", compression="tiff_adobe_deflate")
+    bomb = zlib.compress(bytes(80 << 20))
+    pages = bytearray(encoded + bomb)
+    (first,) = struct.unpack_from("<I", encoded, 4)
+    for entry in range(first + 2, first + 2 + 12 * struct.unpack_from("<H", encoded, first)[0], 12):
+        tag = struct.unpack_from("<H", encoded, entry)[0]
+        if tag in (273, 279):
+            struct.pack_into("<HII", pages, entry + 2, 4, 1, len(encoded) if tag == 273 else len(bomb))
+    with pytest.raises(ImageError, match="inflate to more than"):
+        decode(bytes(pages))
+
+
 def test_a_32_bit_bmp_without_transparency_is_not_blank(small: np.ndarray) -> None:
     pixels = np.dstack([small[::-1, :, ::-1], np.zeros(small.shape[:2], np.uint8)]).tobytes()
     file_header = b"BM" + struct.pack("<IHHI", 54 + len(pixels), 0, 0, 54)

@@ -93,7 +93,7 @@ class Augmentation:
 
     @property
     def _warps(self) -> bool:
-        return self._moves_whole_pixels_only is False or self.flip_horizontal + self.flip_vertical + self.shift > 0
+        return not self._moves_whole_pixels_only or self.flip_horizontal + self.flip_vertical + self.shift > 0
 
     @property
     def _moves_whole_pixels_only(self) -> bool:

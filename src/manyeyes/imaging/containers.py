@@ -5,12 +5,13 @@ OpenCV decodes many a truncated file to a half-empty image without an error; the
 
 from __future__ import annotations
 
-import struct
 import zlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 from manyeyes.errors import ImageError, Reason
+from manyeyes.imaging.fields import need, unpack
+from manyeyes.imaging.tiff import exif_orientation, tiff_size, verify_tiff
 
 _DECODED = (
     (b"\xff\xd8\xff", "jpeg"),
@@ -44,14 +45,6 @@ _NOT_DECODED = (
 _BMP_HEADER_BYTES = (12, 40, 52, 56, 64, 108, 124)
 # Real progressive files have about ten scans; each costs a pass over the whole image.
 _MAX_JPEG_SCANS = 500
-_MAX_TIFF_PAGES = 10_000
-_TIFF_TYPE_BYTES = {1: 1, 2: 1, 3: 2, 4: 4, 5: 8, 6: 1, 7: 1, 8: 2, 9: 4, 10: 8, 11: 4, 12: 8, 13: 4}
-_TIFF_DEFLATE = (8, 32946)
-_INFLATE_BYTES = 1 << 20
-_TIFF_INTEGERS = {1: "B", 3: "H", 4: "I"}
-
-TiffTags = dict[int, tuple[int, int, int]]
-"""Tag to (type, count, position of the values)."""
 
 
 @dataclass(frozen=True)
@@ -101,24 +94,12 @@ def _format_of(encoded: bytes) -> str:
             return name
     if encoded.startswith(b"RIFF") and encoded[8:12] == b"WEBP":
         return "webp"
-    if encoded.startswith(b"BM") and len(encoded) >= 18 and _unpack("<I", encoded, 14)[0] in _BMP_HEADER_BYTES:
+    if encoded.startswith(b"BM") and len(encoded) >= 18 and unpack("<I", encoded, 14)[0] in _BMP_HEADER_BYTES:
         return "bmp"
     for position, magic, name in _NOT_DECODED:
         if encoded[position:].startswith(magic):
             raise ImageError(Reason.UNSUPPORTED_FORMAT, name)
     raise ImageError(Reason.NOT_AN_IMAGE, f"starts with {encoded[:8].hex(' ')}")
-
-
-def _unpack(layout: str, encoded: bytes, position: int) -> tuple[int, ...]:
-    try:
-        return struct.unpack_from(layout, encoded, position)
-    except struct.error:
-        raise ImageError(Reason.TRUNCATED, f"ends at byte {len(encoded)}, needed {position}") from None
-
-
-def _need(encoded: bytes, end: int, what: str) -> None:
-    if end > len(encoded):
-        raise ImageError(Reason.TRUNCATED, f"{what} should reach byte {end}, the file has {len(encoded)}")
 
 
 # --- JPEG
@@ -128,7 +109,7 @@ def _jpeg_segments(encoded: bytes) -> Iterator[tuple[int, int, int]]:
     """(marker, first byte, end) of the payload of each segment, up to the first scan."""
     position = 2
     while True:
-        prefix, marker = _unpack(">BB", encoded, position)
+        prefix, marker = unpack(">BB", encoded, position)
         if prefix != 0xFF:
             raise ImageError(Reason.CORRUPT, f"no JPEG marker at byte {position}")
         if marker == 0xFF:
@@ -136,11 +117,11 @@ def _jpeg_segments(encoded: bytes) -> Iterator[tuple[int, int, int]]:
             continue
         if marker == 0xD9:
             raise ImageError(Reason.CORRUPT, "JPEG without pixels")
-        (length,) = _unpack(">H", encoded, position + 2)
+        (length,) = unpack(">H", encoded, position + 2)
         if length < 2:
             raise ImageError(Reason.CORRUPT, f"JPEG segment of {length} bytes at byte {position}")
         end = position + 2 + length
-        _need(encoded, end, "a JPEG segment")
+        need(encoded, end, "a JPEG segment")
         yield marker, position + 4, end
         if marker == 0xDA:
             return
@@ -150,7 +131,7 @@ def _jpeg_segments(encoded: bytes) -> Iterator[tuple[int, int, int]]:
 def _jpeg_size(encoded: bytes) -> tuple[int, int]:
     for marker, start, _ in _jpeg_segments(encoded):
         if 0xC0 <= marker <= 0xCF and marker not in (0xC4, 0xC8, 0xCC):
-            precision, height, width = _unpack(">BHH", encoded, start)
+            precision, height, width = unpack(">BHH", encoded, start)
             if precision != 8:
                 raise ImageError(Reason.UNSUPPORTED_FORMAT, f"JPEG with {precision} bits a sample")
             return width, height
@@ -178,10 +159,10 @@ def mend_jpeg_scan(encoded: bytes) -> bytes:
 
 
 def _png_size(encoded: bytes) -> tuple[int, int]:
-    length, kind = _unpack(">I4s", encoded, 8)
+    length, kind = unpack(">I4s", encoded, 8)
     if kind != b"IHDR" or length != 13:
         raise ImageError(Reason.CORRUPT, "PNG that does not begin with IHDR")
-    width, height = _unpack(">II", encoded, 16)
+    width, height = unpack(">II", encoded, 16)
     return width, height
 
 
@@ -189,10 +170,10 @@ def _verify_png(encoded: bytes) -> int:
     position, orientation, kind = 8, 1, b""
     data = memoryview(encoded)
     while kind != b"IEND":
-        length, kind = _unpack(">I4s", encoded, position)  # type: ignore[assignment]
+        length, kind = unpack(">I4s", encoded, position)
         end = position + 8 + length
-        _need(encoded, end + 4, "a PNG chunk")
-        if zlib.crc32(data[position + 4 : end]) != _unpack(">I", encoded, end)[0]:
+        need(encoded, end + 4, "a PNG chunk")
+        if zlib.crc32(data[position + 4 : end]) != unpack(">I", encoded, end)[0]:
             raise ImageError(Reason.CORRUPT, f"checksum of the PNG chunk at byte {position}")
         if kind == b"eXIf":
             orientation = exif_orientation(encoded[position + 8 : end])
@@ -205,11 +186,11 @@ def png_transparent_grey(encoded: bytes) -> int | None:
 
     OpenCV knows the tRNS chunk of colour and palette PNGs only.
     """
-    depth, colour_type = _unpack("BB", encoded, 24)
+    depth, colour_type = unpack("BB", encoded, 24)
     position = encoded.find(b"tRNS")
     if colour_type != 0 or not 0 <= position < encoded.find(b"IDAT"):
         return None
-    (value,) = _unpack(">H", encoded, position + 4)
+    (value,) = unpack(">H", encoded, position + 4)
     return value if depth >= 8 else value * 255 // (2**depth - 1)
 
 
@@ -217,26 +198,26 @@ def png_transparent_grey(encoded: bytes) -> int | None:
 
 
 def _gif_size(encoded: bytes) -> tuple[int, int]:
-    width, height = _unpack("<HH", encoded, 6)
+    width, height = unpack("<HH", encoded, 6)
     return width, height
 
 
 def _verify_gif(encoded: bytes) -> int:
-    position = 13 + _gif_colour_table_bytes(_unpack("<B", encoded, 10)[0])
+    position = 13 + _gif_colour_table_bytes(unpack("<B", encoded, 10)[0])
     num_frames = 0
     while True:
-        (block,) = _unpack("<B", encoded, position)
+        (block,) = unpack("<B", encoded, position)
         if block == 0x3B:
             break
         if block == 0x21:
             position += 2
         elif block == 0x2C:
-            *_, flags = _unpack("<4HB", encoded, position + 1)
+            *_, flags = unpack("<4HB", encoded, position + 1)
             position += 11 + _gif_colour_table_bytes(flags)
             num_frames += 1
         else:
             raise ImageError(Reason.CORRUPT, f"GIF block of unknown kind {block} at byte {position}")
-        while (length := _unpack("<B", encoded, position)[0]) != 0:
+        while (length := unpack("<B", encoded, position)[0]) != 0:
             position += 1 + length
         position += 1
     if not num_frames:
@@ -252,18 +233,18 @@ def _gif_colour_table_bytes(flags: int) -> int:
 
 
 def _bmp_size(encoded: bytes) -> tuple[int, int]:
-    width, height = _unpack("<HH" if encoded[14] == 12 else "<ii", encoded, 18)
+    width, height = unpack("<HH" if encoded[14] == 12 else "<ii", encoded, 18)
     return width, abs(height)
 
 
 def _verify_bmp(encoded: bytes) -> int:
-    (start,) = _unpack("<I", encoded, 10)
+    (start,) = unpack("<I", encoded, 10)
     width, height = _bmp_size(encoded)
     compression, stored_bytes = 0, 0
     if encoded[14] == 12:
-        (bits,) = _unpack("<H", encoded, 24)
+        (bits,) = unpack("<H", encoded, 24)
     else:
-        bits, compression, stored_bytes = _unpack("<HII", encoded, 28)
+        bits, compression, stored_bytes = unpack("<HII", encoded, 28)
     if compression in (1, 2):
         if not stored_bytes:
             raise ImageError(Reason.CORRUPT, "compressed BMP that does not tell its size")
@@ -272,7 +253,7 @@ def _verify_bmp(encoded: bytes) -> int:
         end = start + (width * bits + 31) // 32 * 4 * height
     else:
         raise ImageError(Reason.UNSUPPORTED_FORMAT, f"BMP with compression {compression}")
-    _need(encoded, end, "the pixels of a BMP")
+    need(encoded, end, "the pixels of a BMP")
     return 1
 
 
@@ -280,17 +261,17 @@ def _verify_bmp(encoded: bytes) -> int:
 
 
 def _webp_size(encoded: bytes) -> tuple[int, int]:
-    (kind,) = _unpack("<4s", encoded, 12)
+    (kind,) = unpack("<4s", encoded, 12)
     if kind == b"VP8X":
-        low_width, high_width, low_height, high_height = _unpack("<HBHB", encoded, 24)
+        low_width, high_width, low_height, high_height = unpack("<HBHB", encoded, 24)
         return 1 + low_width + (high_width << 16), 1 + low_height + (high_height << 16)
     if kind == b"VP8L":
-        signature, bits = _unpack("<BI", encoded, 20)
+        signature, bits = unpack("<BI", encoded, 20)
         if signature != 0x2F:
             raise ImageError(Reason.CORRUPT, "WebP without its lossless signature")
         return 1 + (bits & 0x3FFF), 1 + (bits >> 14 & 0x3FFF)
     if kind == b"VP8 ":
-        start_code, width, height = _unpack("<3sHH", encoded, 23)
+        start_code, width, height = unpack("<3sHH", encoded, 23)
         if start_code != b"\x9d\x01\x2a":
             raise ImageError(Reason.CORRUPT, "WebP without its start code")
         return width & 0x3FFF, height & 0x3FFF
@@ -298,11 +279,11 @@ def _webp_size(encoded: bytes) -> tuple[int, int]:
 
 
 def _verify_webp(encoded: bytes) -> int:
-    end_of_file = 8 + _unpack("<I", encoded, 4)[0]
-    _need(encoded, end_of_file, "a WebP")
+    end_of_file = 8 + unpack("<I", encoded, 4)[0]
+    need(encoded, end_of_file, "a WebP")
     position, orientation = 12, 1
     while position < end_of_file:
-        kind, length = _unpack("<4sI", encoded, position)
+        kind, length = unpack("<4sI", encoded, position)
         end = position + 8 + length
         if end > end_of_file:
             raise ImageError(Reason.CORRUPT, f"WebP chunk at byte {position} is longer than the file")
@@ -312,135 +293,13 @@ def _verify_webp(encoded: bytes) -> int:
     return orientation
 
 
-# --- TIFF and EXIF
-
-
-def exif_orientation(tiff: bytes) -> int:
-    """The orientation in an EXIF block; 1, upright, where it is missing or damaged."""
-    try:
-        order = _tiff_order(tiff)
-        tags, _ = _tiff_directory(tiff, order, _unpack(order + "I", tiff, 4)[0], check_values=False)
-        return _tiff_orientation(tiff, order, tags)
-    except ImageError:
-        return 1
-
-
-def _tiff_orientation(encoded: bytes, order: str, tags: TiffTags) -> int:
-    orientation = _tiff_values(encoded, order, tags, 274, (1,))[0]
-    return orientation if 1 <= orientation <= 8 else 1
-
-
-def _tiff_size(encoded: bytes) -> tuple[int, int]:
-    order = _tiff_order(encoded)
-    tags, _ = _tiff_directory(encoded, order, _unpack(order + "I", encoded, 4)[0], check_values=False)
-    return _tiff_values(encoded, order, tags, 256, (0,))[0], _tiff_values(encoded, order, tags, 257, (0,))[0]
-
-
-def _verify_tiff(encoded: bytes) -> int:
-    order = _tiff_order(encoded)
-    first = position = _unpack(order + "I", encoded, 4)[0]
-    seen: set[int] = set()
-    orientation = 1
-    while position:
-        if position in seen or len(seen) >= _MAX_TIFF_PAGES:
-            raise ImageError(Reason.CORRUPT, "TIFF whose pages do not end")
-        seen.add(position)
-        tags, following = _tiff_directory(encoded, order, position, check_values=True)
-        _verify_tiff_pixels(encoded, order, tags)
-        if position == first:
-            orientation = _tiff_orientation(encoded, order, tags)
-            _refuse_rare_tiff(encoded, order, tags)
-        position = following
-    return orientation
-
-
-def _refuse_rare_tiff(encoded: bytes, order: str, tags: TiffTags) -> None:
-    """Refuse what OpenCV decodes to something else than it means, or not at all."""
-    bits = max(_tiff_values(encoded, order, tags, 258, (1,)))
-    sample_format = max(_tiff_values(encoded, order, tags, 339, (1,)))
-    colour_space = _tiff_values(encoded, order, tags, 262, (1,))[0]
-    num_samples = _tiff_values(encoded, order, tags, 277, (1,))[0]
-    planes = _tiff_values(encoded, order, tags, 284, (1,))[0]
-    transparency = _tiff_values(encoded, order, tags, 338, (0,))[0]
-    if bits not in (1, 8, 16) or sample_format > 1:
-        raise ImageError(Reason.UNSUPPORTED_FORMAT, f"TIFF with {bits} bits a sample in format {sample_format}")
-    if num_samples not in (1, 3, 4) or colour_space not in ((1, 2) if bits > 8 else range(7)):
-        raise ImageError(
-            Reason.UNSUPPORTED_FORMAT, f"TIFF with {num_samples} samples of {bits} bits in colour space {colour_space}"
-        )
-    if bits > 8 and planes != 1:
-        raise ImageError(Reason.UNSUPPORTED_FORMAT, f"TIFF with {bits} bits a sample in separate planes")
-    if colour_space == 2 and num_samples == 4 and transparency not in ((2,) if bits > 8 else (1, 2)):
-        raise ImageError(Reason.UNSUPPORTED_FORMAT, f"TIFF with transparency of kind {transparency} in {bits} bits")
-
-
-def _verify_tiff_pixels(encoded: bytes, order: str, tags: TiffTags) -> None:
-    (compression,) = _tiff_values(encoded, order, tags, 259, (1,))[:1]
-    num_strips = 0
-    for offsets_tag, lengths_tag in ((273, 279), (324, 325)):
-        offsets = _tiff_values(encoded, order, tags, offsets_tag, ())
-        lengths = _tiff_values(encoded, order, tags, lengths_tag, ())
-        for offset, length in zip(offsets, lengths, strict=False):
-            _need(encoded, offset + length, "a TIFF strip")
-            if compression in _TIFF_DEFLATE:
-                _verify_deflate(encoded[offset : offset + length])
-            num_strips += 1
-    if not num_strips:
-        raise ImageError(Reason.CORRUPT, "TIFF page without pixels")
-
-
-def _verify_deflate(compressed: bytes) -> None:
-    """OpenCV reads 8-bit TIFF in a way that passes over damage; the checksum at the end of each strip tells."""
-    stream = zlib.decompressobj()
-    try:
-        while not stream.eof:
-            if not stream.decompress(compressed, _INFLATE_BYTES) and not stream.eof:
-                raise ImageError(Reason.TRUNCATED, "a TIFF strip ends within its compressed data")
-            compressed = stream.unconsumed_tail
-    except zlib.error as error:
-        raise ImageError(Reason.CORRUPT, f"TIFF strip: {error}") from None
-
-
-def _tiff_order(encoded: bytes) -> str:
-    if encoded.startswith(b"II*\0"):
-        return "<"
-    if encoded.startswith(b"MM\0*"):
-        return ">"
-    raise ImageError(Reason.CORRUPT, "EXIF that is no TIFF")
-
-
-def _tiff_directory(encoded: bytes, order: str, position: int, *, check_values: bool) -> tuple[TiffTags, int]:
-    """The tags of one page, and the position of the next page (0: none)."""
-    (num_tags,) = _unpack(order + "H", encoded, position)
-    tags: TiffTags = {}
-    for entry in range(position + 2, position + 2 + 12 * num_tags, 12):
-        tag, kind, count, value = _unpack(order + "HHII", encoded, entry)
-        num_bytes = _TIFF_TYPE_BYTES.get(kind, 1) * count
-        start = entry + 8 if num_bytes <= 4 else value
-        if check_values:
-            _need(encoded, start + num_bytes, f"the values of TIFF tag {tag}")
-        tags[tag] = kind, count, start
-    end = position + 2 + 12 * num_tags
-    # EXIF blocks may end without saying that there is no next page.
-    following = _unpack(order + "I", encoded, end)[0] if check_values or end + 4 <= len(encoded) else 0
-    return tags, following
-
-
-def _tiff_values(encoded: bytes, order: str, tags: TiffTags, tag: int, default: tuple[int, ...]) -> tuple[int, ...]:
-    kind, count, start = tags.get(tag, (0, 0, 0))
-    if kind not in _TIFF_INTEGERS or not count:
-        return default
-    _need(encoded, start + count * _TIFF_TYPE_BYTES[kind], f"the values of TIFF tag {tag}")
-    return _unpack(f"{order}{count}{_TIFF_INTEGERS[kind]}", encoded, start)
-
-
 _SIZES: dict[str, Callable[[bytes], tuple[int, int]]] = {
     "jpeg": _jpeg_size,
     "png": _png_size,
     "gif": _gif_size,
     "bmp": _bmp_size,
     "webp": _webp_size,
-    "tiff": _tiff_size,
+    "tiff": tiff_size,
 }
 _VERIFIERS: dict[str, Callable[[bytes], int]] = {
     "jpeg": _verify_jpeg,
@@ -448,5 +307,5 @@ _VERIFIERS: dict[str, Callable[[bytes], int]] = {
     "gif": _verify_gif,
     "bmp": _verify_bmp,
     "webp": _verify_webp,
-    "tiff": _verify_tiff,
+    "tiff": verify_tiff,
 }
