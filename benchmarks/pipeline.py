@@ -1,6 +1,6 @@
 """How much training loses to the input pipeline: the same step on resident data and fed by `InputPipeline`.
 
-    python benchmarks/pipeline.py [--rounds 5] [--seconds 8] [--only small|photos]
+    python benchmarks/pipeline.py [--rounds 12] [--seconds 3] [--only small|photos]
 
 Two synthetic datasets: 60,000 raw images of 28 x 28 x 1 (as Fashion-MNIST) with the small CNN, and JPEG photos of
 160 x 160, read by window and cropped to 64 x 64, with a ResNet-18 of width 16. The two sides take turns, so that what
@@ -212,8 +212,8 @@ def photos(root: str) -> tuple[InputPipeline, ModelConfig]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--seconds", type=float, default=8.0, help="of each side in each round")
+    parser.add_argument("--rounds", type=int, default=12)
+    parser.add_argument("--seconds", type=float, default=3.0, help="of each side in each round")
     parser.add_argument("--only", choices=("small", "photos"))
     arguments = parser.parse_args()
     table = Table(
