@@ -94,3 +94,14 @@ def test_weights_of_another_model_are_refused_in_one_line() -> None:
         assert "\n" not in str(caught.value)
         for key, array in weights.arrays_of(other.variables).items():
             np.testing.assert_array_equal(array, before[key])
+
+
+def test_checkpoints_live_on_any_file_system() -> None:
+    directory = "memory://checkpoints-of-a-test"
+    for global_step in (5, 10, 15):
+        checkpoint.save(directory, TrainState(0, global_step, global_step, 0, "s", "d"), ARRAYS)
+    checkpoint.prune(directory, 1, best_step=5)
+    assert checkpoint.names(directory) == ["step-00000005", "step-00000015"]
+    found = checkpoint.load_latest(directory)
+    assert found is not None
+    np.testing.assert_array_equal(found.arrays["model"]["b/kernel"], ARRAYS["model"]["b/kernel"])

@@ -29,7 +29,7 @@ SETTINGS = (
     "train.log_every_steps=1",
     "train.tensorboard=false",
 )
-NUM_EPOCHS, STEPS_PER_EPOCH = 40, 20
+NUM_EPOCHS, STEPS_PER_EPOCH = 12, 20
 
 
 def start(dataset: str, out: Path, *, resume: bool) -> subprocess.Popen[str]:
@@ -54,7 +54,7 @@ def stop_when(process: subprocess.Popen[str], out: Path, step: int, number: int)
     """Send a signal as soon as a checkpoint of at least `step` stands; returns the exit code and standard error."""
     while newest_step(out) < step:
         assert process.poll() is None, process.communicate()[1]
-        time.sleep(0.001)
+        time.sleep(0.003)
     process.send_signal(number)
     _, errors = process.communicate()
     return process.returncode, errors
@@ -81,7 +81,7 @@ def test_a_killed_and_interrupted_run_reaches_the_bytes_of_an_uninterrupted_one(
     assert process.returncode == 0, errors
     assert json.loads(output)["global_step"] == NUM_EPOCHS * STEPS_PER_EPOCH
 
-    plan = [(100, signal.SIGKILL), (230, signal.SIGINT), (375, signal.SIGKILL), (500, signal.SIGTERM)]
+    plan = [(35, signal.SIGKILL), (80, signal.SIGINT), (125, signal.SIGKILL), (170, signal.SIGTERM)]
     for session, (step, number) in enumerate(plan):
         exit_code, errors = stop_when(start(small_dataset, parts, resume=session > 0), parts, step, number)
         assert newest_step(parts) < NUM_EPOCHS * STEPS_PER_EPOCH
