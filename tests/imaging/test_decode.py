@@ -14,7 +14,8 @@ from hypothesis import strategies as st
 from PIL import Image, ImageOps
 
 from manyeyes.errors import ConfigError, ImageError, Reason
-from manyeyes.imaging.decode import DecodeLimits, ImageInfo, decode, probe
+from manyeyes.imaging.decode import DecodeLimits, ImageInfo, decode, inspect, probe
+from manyeyes.imaging.phash import hamming_distance, perceptual_hash
 from manyeyes.imaging.preprocessing import Preprocessing
 
 Encode = Callable[..., bytes]
@@ -278,3 +279,29 @@ def test_preprocessing_refuses_the_pixels_of_another_decoder() -> None:
     assert Preprocessing.from_dict(values) == Preprocessing.for_size(32, 32)
     with pytest.raises(ConfigError, match="other pixels"):
         Preprocessing.from_dict(values | {"decoder": "opencv"})
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_inspection_tells_size_and_looks_of_a_photo_without_all_its_pixels(
+    photo: np.ndarray, encode: Encode, orientation: int
+) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    encoded = encode(photo[:, 11:], "JPEG", exif=exif)
+    whole = decode(encoded)
+    image, height, width = inspect(encoded)
+    assert (height, width, 3) == whole.shape
+    assert 96 <= min(image.shape[:2]) < 2 * 96 + 1 <= min(whole.shape[:2])
+    assert hamming_distance(perceptual_hash(image), perceptual_hash(whole)) <= 4
+
+
+def test_inspection_refuses_what_decoding_refuses(samples: dict[str, bytes], photo: np.ndarray, encode: Encode) -> None:
+    for encoded in samples.values():
+        image, height, width = inspect(encoded)
+        assert (height, width) == decode(encoded).shape[:2] and min(image.shape[:2]) >= min(96, height, width)
+    encoded = encode(photo, "JPEG")
+    middle = len(encoded) // 2
+    for damaged in (encoded[:-2000], encoded[:middle] + bytes(500) + encoded[middle + 500 :], b"", b"GIF89a"):
+        with pytest.raises(ImageError) as caught:
+            inspect(damaged)
+        assert caught.value.reason == reason_of(damaged)

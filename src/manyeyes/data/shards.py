@@ -20,7 +20,7 @@ from manyeyes.data.quarantine import MAX_KEPT_BYTES, QuarantineRow, encode_quara
 from manyeyes.data.sources.base import Source, SourceEntry
 from manyeyes.engines.base import threads_per_worker
 from manyeyes.errors import ImageError, Reason
-from manyeyes.imaging.decode import DecodeLimits, decode
+from manyeyes.imaging.decode import DecodeLimits, decode, inspect
 from manyeyes.imaging.phash import perceptual_hash
 from manyeyes.imaging.preprocessing import Preprocessing
 
@@ -229,9 +229,7 @@ def _make_example(source: Source, entry: SourceEntry, label: int, writer: ShardW
         content = source.read(entry)
         if entry.problem is not None:
             raise ImageError(entry.problem, entry.detail)
-        pixels = _decode(content, writer)
-        height, width = pixels.shape[:2]
-        image = writer.preprocessing.apply(pixels)
+        image, height, width = _pixels(content, writer)
     except ImageError as error:
         kept = content if isinstance(content, bytes) and len(content) <= MAX_KEPT_BYTES else None
         return QuarantineRow(entry.path, error.reason, error.detail, entry.label, kept)
@@ -243,16 +241,20 @@ def _make_example(source: Source, entry: SourceEntry, label: int, writer: ShardW
     return _Example(entry.path, label, entry.group, stored, perceptual_hash(image), width, height)
 
 
-def _decode(content: bytes | np.ndarray, writer: ShardWriter) -> np.ndarray:
+def _pixels(content: bytes | np.ndarray, writer: ShardWriter) -> tuple[np.ndarray, int, int]:
+    """The pixels to store, or to hash where the original is stored; and the height and width of the source image."""
     preprocessing = writer.preprocessing
     if isinstance(content, bytes):
-        return decode(
-            content, channels=preprocessing.channels, background=preprocessing.background, limits=writer.limits
-        )
-    if content.shape[2] == preprocessing.channels:
-        return content
-    code = cv2.COLOR_GRAY2RGB if preprocessing.channels == 3 else cv2.COLOR_RGB2GRAY
-    return cv2.cvtColor(content, code).reshape(*content.shape[:2], preprocessing.channels)
+        channels, background, limits = preprocessing.channels, preprocessing.background, writer.limits
+        if writer.keeps_originals:
+            return inspect(content, channels=channels, background=background, limits=limits)
+        pixels = decode(content, channels=channels, background=background, limits=limits)
+    elif content.shape[2] == preprocessing.channels:
+        pixels = content
+    else:
+        code = cv2.COLOR_GRAY2RGB if preprocessing.channels == 3 else cv2.COLOR_RGB2GRAY
+        pixels = cv2.cvtColor(content, code).reshape(*content.shape[:2], preprocessing.channels)
+    return preprocessing.apply(pixels), *pixels.shape[:2]
 
 
 def _encode_jpeg(image: np.ndarray) -> bytes:
