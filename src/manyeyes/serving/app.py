@@ -8,12 +8,15 @@ import dataclasses
 import importlib.resources
 import signal
 import socket
+import threading
 import time
 from collections.abc import AsyncIterator, Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from types import FrameType
 from typing import Any
+
+import numpy as np
 
 from manyeyes.engines.base import available_cores
 from manyeyes.errors import ImageError, MissingExtraError, Reason, UsageError
@@ -88,7 +91,11 @@ class Recognizer:
     def __init__(self, predictor: Predictor, settings: ServeSettings) -> None:
         self.predictor = predictor
         self._limits = DecodeLimits(max_pixels=settings.max_pixels, max_bytes=settings.max_body_bytes)
-        self._pool = ThreadPoolExecutor(max_workers=max(2, available_cores()), thread_name_prefix="recognize")
+        num_threads = max(2, available_cores())
+        self._pool = ThreadPoolExecutor(max_workers=num_threads, thread_name_prefix="recognize")
+        # The first prediction on a thread is many times slower than the next; no request shall wait for it.
+        all_started = threading.Barrier(num_threads)
+        list(self._pool.map(self._warm_up, [all_started] * num_threads))
 
     async def recognize(self, encoded: bytes, top_k: int) -> Answer:
         """Decode one image and predict. Raises ImageError."""
@@ -97,6 +104,10 @@ class Recognizer:
     def close(self) -> None:
         """Finish what is under way and end the threads."""
         self._pool.shutdown()
+
+    def _warm_up(self, all_started: threading.Barrier) -> None:
+        all_started.wait(timeout=60)
+        self.predictor.predict_pixels(np.zeros((1, *self.predictor.bundle.info.input_shape), np.uint8))
 
     def _answer(self, encoded: bytes, top_k: int) -> Answer:
         started = time.perf_counter()
