@@ -53,7 +53,10 @@ def test_a_terminal_shows_where_the_training_is() -> None:
         show(Notice("nothing is measured"))
         show(EpochEnd(3, 3, 0.4, 0.91, 0.3, 0.95, True, 61.0))
     text = written.getvalue()
-    assert "cnn (4,200 parameters, float32): 3 epochs of 960 examples in 10 steps of 96, going on after step 20" in text
+    assert (
+        "cnn (4,200 parameters, float32): 3 x 960 examples, 10 steps an epoch with 96 each, going on after step 20"
+        in text
+    )
     assert "1,234 images/s" in text
     assert "input wait 2%  left 1:15" in text
     assert "note: nothing is measured" in text

@@ -117,7 +117,8 @@ def test_the_last_step_of_an_epoch_counts_the_examples_that_are_left(small_datas
 
 def test_two_runs_with_one_seed_are_the_same_and_with_two_are_not(small_dataset: str, tmp_path: Path) -> None:
     for name, seed in (("a", 1), ("b", 1), ("c", 2)):
-        run_tiny(small_dataset, tmp_path / name, f"train.seed={seed}", "train.epochs=1", "mix.mixup=0.2")
+        options = (f"train.seed={seed}", "train.epochs=1", "train.class_weights=balanced", "train.label_smoothing=0.1")
+        run_tiny(small_dataset, tmp_path / name, *options, "mix.mixup=0.2")
     assert last_weights(tmp_path / "a") == last_weights(tmp_path / "b")
     assert last_weights(tmp_path / "a")["model.safetensors"] != last_weights(tmp_path / "c")["model.safetensors"]
 
@@ -160,6 +161,27 @@ def test_the_last_and_the_best_checkpoints_are_kept(small_dataset: str, tmp_path
     assert best < 40
     assert checkpoint.names(str(out / "checkpoints")) == [f"step-{step:08d}" for step in (best, 40)]
     assert Run.open(str(out)).checkpoint("best").state.global_step == best
+
+
+def test_checkpoints_are_made_inside_an_epoch_by_time(small_dataset: str, tmp_path: Path) -> None:
+    often = ("train.checkpoint_every_seconds=1e-6", "train.keep_checkpoints=100", "train.epochs=1")
+    run_tiny(small_dataset, tmp_path / "run", *often)
+    found = checkpoint.names(str(tmp_path / "run/checkpoints"))
+    assert found == [checkpoint.name_of_step(step) for step in range(1, 11)]
+
+
+def test_a_run_that_died_before_its_first_checkpoint_resumes_from_the_start(
+    finished: tuple[Path, TrainResult, list[Event]], small_dataset: str, tmp_path: Path
+) -> None:
+    out, _, _ = finished
+
+    def stop(event: Event) -> None:
+        raise StopNowError
+
+    with pytest.raises(StopNowError):
+        run_tiny(small_dataset, tmp_path / "run", "train.tensorboard=true", on_event=stop)
+    train(small_dataset, str(tmp_path / "run"), resume=True)
+    assert last_weights(tmp_path / "run") == last_weights(out)
 
 
 def test_a_damaged_checkpoint_is_passed_over_on_resume(small_dataset: str, tmp_path: Path) -> None:

@@ -5,11 +5,14 @@ from __future__ import annotations
 import dataclasses
 import shlex
 import sys
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from manyeyes.cli.common import JsonOutput, console, print_json
+
+if TYPE_CHECKING:
+    from manyeyes.training.trainer import TrainResult
 
 
 def command(
@@ -70,10 +73,7 @@ def command(
         typer.echo(_summary(result, dataset))
 
 
-def _summary(result: object, dataset: str) -> str:
-    from manyeyes.training.trainer import TrainResult
-
-    assert isinstance(result, TrainResult)
+def _summary(result: TrainResult, dataset: str) -> str:
     if result.val_accuracy is not None:
         reached = f"val accuracy {result.val_accuracy:.2%} (epoch {result.best_epoch} of {result.epochs})"
     elif result.accuracy is not None:

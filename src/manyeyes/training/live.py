@@ -50,9 +50,9 @@ def describe(event: Event) -> str:
     """One line for people."""
     if isinstance(event, Started):
         model = f"{event.model} ({event.num_parameters:,} parameters, {event.precision})"
-        epochs = f"{event.epochs} epochs of {event.num_examples:,} examples in {event.steps_per_epoch:,} steps"
+        epochs = f"{event.epochs} x {event.num_examples:,} examples, {event.steps_per_epoch:,} steps an epoch"
         going_on = f", going on after step {event.global_step}" if event.global_step else ""
-        return f"{model}: {epochs} of {event.global_batch_size}{going_on}"
+        return f"{model}: {epochs} with {event.global_batch_size} each{going_on}"
     if isinstance(event, Progress):
         return (
             f"epoch {event.epoch} step {event.step:,}  {event.images_per_second:,.0f} images/s  loss {event.loss:.4f}  "

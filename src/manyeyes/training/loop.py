@@ -165,6 +165,8 @@ class Loop:
         train = self.last_train = self._checked_totals(state)
         learning_rate = self._learning_rate(state.epoch, state.step - 1)
         val = self.last_val = self._validate()
+        if val is not None and not np.isfinite(val.loss):
+            raise self._non_finite("The val loss became NaN or infinite", state.global_step - 1)
         is_best = val is not None and (state.best_val_accuracy is None or val.accuracy > state.best_val_accuracy)
         epoch = state.epoch + 1
         state = dataclasses.replace(
