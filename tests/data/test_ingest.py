@@ -437,7 +437,7 @@ def test_source_and_dataset_may_lie_on_any_file_system(photos, tmp_path):
     [
         ({}, "No images found"),
         ({"notes.txt": b""}, "No images found in .*1 not_an_image_name"),
-        ({"a/x.jpg": b"", "a/y.jpg": b""}, "one class only, 'a'. A classifier needs two or more"),
+        ({"a/x.jpg": b"", "a/y.jpg": b""}, "images of one class only. A classifier needs two or more"),
         ({"x.jpg": b""}, "None of the 1 images in .* has a usable label: 1 missing_label"),
     ],
 )
@@ -496,3 +496,16 @@ def test_sizes_and_class_names_are_read(tmp_path):
     assert read_class_names(str(tmp_path / "names")) == ("cat", "big dog")
     with pytest.raises(UsageError, match="can't be read"):
         read_class_names(str(tmp_path / "none"))
+
+
+def test_a_refused_source_leaves_the_destination_as_it_was(photos, tmp_path):
+    (tmp_path / "s" / "a").mkdir(parents=True)
+    (tmp_path / "s" / "a" / "x.jpg").write_bytes(encode(photo(0)))
+    with pytest.raises(SourceError):
+        make(tmp_path / "s", tmp_path / "d")
+    assert not (tmp_path / "d").exists()
+    make(photos, tmp_path / "d")
+    before = files(tmp_path / "d")
+    with pytest.raises(SourceError):
+        make(tmp_path / "s", tmp_path / "d", IngestSettings(size=(16, 16), overwrite=True))
+    assert files(tmp_path / "d") == before

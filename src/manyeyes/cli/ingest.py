@@ -129,7 +129,8 @@ def _print_result(result: IngestResult, dataset: str) -> None:
 
     out = Console(highlight=False)
     if result.was_complete:
-        out.print(f"{dataset} is complete already: nothing was done. Add --overwrite if the source has changed.")
+        text = f"{dataset} is complete already: nothing was done. Add --overwrite if the source has changed."
+        out.print(text, markup=False, soft_wrap=True)
     table = Table(show_header=False, box=None, pad_edge=False)
     table.add_column()
     table.add_column(justify="right")
@@ -145,8 +146,9 @@ def _print_result(result: IngestResult, dataset: str) -> None:
         table.add_row(f"    {reason}", f"{count:,}")
     out.print(table)
     shape = "x".join(map(str, result.image_shape)) if result.image_shape else "own sizes"
-    out.print(
-        f"\n{result.num_classes} classes, {result.num_shards} shards, {result.size_bytes / 1e6:,.1f} MB, "
-        f"{result.encoding} {shape}; {result.seconds:.1f} s, {result.images_per_second:,.0f} images/s"
-    )
-    out.print(f"Next: manyeyes train {dataset} --out RUN", markup=False)
+    facts = f"{result.num_classes} classes, {result.num_shards} shards, {result.size_bytes / 1e6:,.1f} MB, "
+    facts += f"{result.encoding} {shape}"
+    if not result.was_complete:
+        facts += f"; {result.seconds:.1f} s, {result.images_per_second:,.0f} images/s"
+    out.print(f"\n{facts}", markup=False, soft_wrap=True)
+    out.print(f"Next: manyeyes train {dataset} --out RUN", markup=False, soft_wrap=True)

@@ -11,8 +11,9 @@ from typing import Any, Literal
 
 import manyeyes
 from manyeyes import config, storage
+from manyeyes.data.destination import check_destination, claim, finished_manifest, remove_leftovers
 from manyeyes.data.listing import Listing, list_source
-from manyeyes.data.manifest import MANIFEST_NAME, QUARANTINE, SHARDS, SPLITS, Counts, Manifest
+from manyeyes.data.manifest import MANIFEST_NAME, SPLITS, Counts, Manifest
 from manyeyes.data.scatter import Scatter
 from manyeyes.data.shards import INGEST, ShardRecord, ShardTask, ShardWriter, row_group_rows, write_shard
 from manyeyes.data.sources import Source, SourceEntry, open_source
@@ -30,8 +31,6 @@ _MAX_SHARD_ROWS = 8192
 # A dataset that is small is still cut into about this many tasks, so that all workers have work and a resume is cheap.
 _MIN_TASKS = 16
 _UNKNOWN_SIZE_BYTES = 128 * 1024
-# In `.ingest`: whose work this is. Not the name of a task.
-_JOB_NAME = "job.json"
 
 Progress = Callable[[str, int, int | None], None]
 
@@ -149,13 +148,16 @@ def ingest(
         raise UsageError(f"The dataset {dataset} would lie inside its source. Choose a place outside {source}.")
     opened = open_source(source, settings.source_kind, settings.image_column, settings.label_column)
     identity = {"source": {"uri": source, "kind": opened.kind}, "settings": settings.identity()}
-    finished = _claim(dataset, identity, settings.overwrite)
-    if finished is not None:
-        return _result(dataset, finished, True, time.perf_counter() - started, 0)
+    complete = None if settings.overwrite else finished_manifest(dataset, identity)
+    check_destination(dataset)
+    if complete is not None:
+        storage.remove(storage.join(dataset, INGEST), recursive=True)
+        return _result(dataset, complete, True, time.perf_counter() - started, 0)
     with Scatter(settings.seed if settings.shuffle else None) as scatter:
         listing = list_source(opened, settings.class_names, scatter, lambda count: report("list", count, None))
         _check_classes(listing, source)
         writer = _writer(opened, dataset, settings, listing.class_names)
+        claim(dataset, identity, settings.overwrite)
         total, done = listing.num_entries, 0
 
         def on_result(_: int, record: ShardRecord) -> None:
@@ -173,7 +175,7 @@ def ingest(
             f"{manifest.num_seen} seen, {manifest.counts.num_written} written, "
             f"{manifest.counts.num_quarantined} quarantined, {manifest.counts.num_skipped} skipped. Please report this."
         )
-    _remove_leftovers(dataset, manifest)
+    remove_leftovers(dataset, manifest)
     manifest.save(dataset)
     storage.remove(storage.join(dataset, INGEST), recursive=True)
     return _result(dataset, manifest, False, time.perf_counter() - started, listing.num_entries)
@@ -186,61 +188,6 @@ def _absolute(uri: str) -> str:
     return os.path.abspath(uri.removeprefix("file://"))  # noqa: PTH100
 
 
-def _claim(dataset: str, identity: dict[str, Any], overwrite: bool) -> Manifest | None:
-    """Make the destination ready; return the manifest if it is complete already."""
-    job_uri = storage.join(dataset, INGEST, _JOB_NAME)
-    has_manifest = storage.exists(storage.join(dataset, MANIFEST_NAME))
-    has_job = storage.exists(job_uri)
-    if has_manifest and not overwrite:
-        manifest = Manifest.load(dataset)
-        if {"source": manifest.source, "settings": manifest.settings} != identity:
-            difference = _difference({"source": manifest.source, "settings": manifest.settings}, identity)
-            raise UsageError(
-                f"{dataset} is a dataset made with other arguments ({difference}). "
-                "Choose another place, or add --overwrite."
-            )
-        storage.remove(storage.join(dataset, INGEST), recursive=True)
-        return manifest
-    if has_job and not has_manifest and not overwrite:
-        job = storage.read_json(job_uri)
-        if job != identity:
-            raise UsageError(
-                f"{dataset} holds an unfinished ingest with other arguments ({_difference(job, identity)}). "
-                "Give the same arguments to go on, or add --overwrite to start anew."
-            )
-        return None
-    if not has_manifest and not has_job and storage.exists(dataset):
-        _check_empty(dataset)
-    try:
-        if overwrite:
-            # The manifest goes first: without it nothing takes the rest for a dataset.
-            storage.remove(storage.join(dataset, MANIFEST_NAME))
-            for folder in (SHARDS, QUARANTINE, INGEST):
-                storage.remove(storage.join(dataset, folder), recursive=True)
-        storage.make_directory(dataset)
-        storage.write_json(job_uri, identity)
-    except OSError as error:
-        raise UsageError(f"{dataset} can't be written: {error}. Choose another place or free this one.") from None
-    return None
-
-
-def _check_empty(dataset: str) -> None:
-    fs, path = storage.filesystem(dataset)
-    if not fs.isdir(path):
-        raise UsageError(f"{dataset} is a file. Give a directory for the dataset.")
-    if fs.ls(path, detail=False):
-        raise UsageError(f"{dataset} is not empty and not a Manyeyes dataset. Give a new or an empty directory.")
-
-
-def _difference(old: dict[str, Any], new: dict[str, Any]) -> str:
-    def flat(values: dict[str, Any]) -> dict[str, Any]:
-        return {key: value for section in ("source", "settings") for key, value in values.get(section, {}).items()}
-
-    before, now = flat(old), flat(new)
-    changed = [key for key in now if before.get(key) != now[key]]
-    return ", ".join(f"{key}: {before.get(key)!r}, now {now[key]!r}" for key in changed[:3]) or "unknown ones"
-
-
 def _check_classes(listing: Listing, source: str) -> None:
     if not listing.num_entries:
         skipped = ", ".join(f"{count} {reason}" for reason, count in sorted(listing.skipped.items()))
@@ -248,9 +195,9 @@ def _check_classes(listing: Listing, source: str) -> None:
     if not listing.num_usable:
         problems = ", ".join(f"{count} {reason}" for reason, count in sorted(listing.problems.items()))
         raise SourceError(f"None of the {listing.num_entries} images in {source} has a usable label: {problems}.")
-    if len(listing.class_names) < 2:
+    if listing.num_classes_found < 2:
         raise SourceError(
-            f"{source} has one class only, {listing.class_names[0]!r}. A classifier needs two or more: "
+            f"{source} has images of one class only. A classifier needs two or more: "
             "expected one folder per class, or a label column with several values."
         )
 
@@ -351,16 +298,6 @@ def _manifest(writer: ShardWriter, listing: Listing, records: list[ShardRecord],
         settings=identity["settings"],
         manyeyes_version=manyeyes.__version__,
     )
-
-
-def _remove_leftovers(dataset: str, manifest: Manifest) -> None:
-    """Remove what an interrupted attempt left beside the shards: half-written files, or shards of an older source."""
-    for folder, infos in ((SHARDS, manifest.shards), (QUARANTINE, manifest.quarantine)):
-        fs, path = storage.filesystem(storage.join(dataset, folder))
-        names = {info.name for info in infos}
-        for found in fs.ls(path, detail=False) if fs.isdir(path) else []:
-            if found.rpartition("/")[2] not in names:
-                fs.rm(found)
 
 
 def _result(dataset: str, manifest: Manifest, was_complete: bool, seconds: float, num_read: int) -> IngestResult:

@@ -21,6 +21,7 @@ class Listing:
 
     Attributes:
         class_names: label i is class_names[i].
+        num_classes_found: how many of them have entries.
         num_entries: inputs that should become examples.
         skipped: inputs passed over, by reason.
         problems: entries that can't be used as the listing already knows, by reason.
@@ -30,6 +31,7 @@ class Listing:
     """
 
     class_names: tuple[str, ...] = ()
+    num_classes_found: int = 0
     num_entries: int = 0
     skipped: Counter[str] = field(default_factory=Counter)
     problems: Counter[str] = field(default_factory=Counter)
@@ -82,7 +84,8 @@ def list_source(
         SourceError: from the source.
     """
     listing = Listing()
-    known = class_names or source.class_names
+    known = class_names or source.class_names or ()
+    labels_known = frozenset(known)
     found_labels: set[str] = set()
     for position, found in enumerate(source.entries(), start=1):
         if position % _REPORT_EVERY == 0:
@@ -91,7 +94,7 @@ def list_source(
             listing.skipped[found.reason] += 1
             continue
         listing.num_entries += 1
-        entry = _with_known_label(found, known) if known else found
+        entry = found if not known or found.label in labels_known else _with_known_label(found, known)
         ordinal = -1
         if entry.problem is not None:
             listing.problems[entry.problem.value] += 1
@@ -107,12 +110,13 @@ def list_source(
                 else:
                     listing.free_by_group.setdefault(entry.group, Counter())[entry.label] += 1
         scatter.add(entry.block, [*entry.to_json(), ordinal])
+    listing.num_classes_found = len(found_labels)
     listing.class_names = known or tuple(sorted(found_labels, key=_sort_key(found_labels)))
     return listing
 
 
 def _with_known_label(entry: SourceEntry, known: tuple[str, ...]) -> SourceEntry:
-    if entry.label is None or entry.label in known:
+    if entry.label is None:
         return entry
     if entry.label.isdecimal() and int(entry.label) < len(known):
         return replace(entry, label=known[int(entry.label)])

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -28,6 +28,7 @@ from manyeyes.imaging.preprocessing import Preprocessing
 INGEST = ".ingest"
 # Part of every task's fingerprint: raise it when the same task would write other bytes.
 _WRITER_VERSION = 1
+_MAX_ROW_GROUP_BYTES = 1 << 30
 _JPEG_OPTIONS = [
     cv2.IMWRITE_JPEG_QUALITY,
     92,
@@ -168,10 +169,11 @@ def write_shard(task: ShardTask) -> ShardRecord:
 
 
 def row_group_rows(encoding: Encoding, image_shape: tuple[int, int, int] | None) -> int:
-    """The number of rows in a row group: about 2 MiB of raw pixels, or 128 encoded images."""
+    """The number of rows in a row group: 128 encoded images; raw pixels of about 2 MiB, or 64 images up to 32 MiB."""
     if encoding == "jpeg" or image_shape is None:
         return 128
-    return int(np.clip((2 << 20) // int(np.prod(image_shape)), 64, 1024))
+    image_bytes = int(np.prod(image_shape))
+    return int(np.clip((2 << 20) // image_bytes, max(1, min(64, (32 << 20) // image_bytes)), 1024))
 
 
 def shard_schema(encoding: Encoding, class_names: Sequence[str]) -> pa.Schema:
@@ -282,11 +284,25 @@ def _encode_shard(examples: list[_Example], split: str, writer: ShardWriter) -> 
         store_schema=True,
     )
     with parquet:
-        for start in range(0, len(examples), writer.row_group_rows):
-            chunk = examples[start : start + writer.row_group_rows]
+        for chunk in _chunks(examples, writer.row_group_rows):
             parquet.write_table(_table(chunk, split, schema), row_group_size=len(chunk))
             sizes.append(len(chunk))
     return sink.getvalue(), tuple(sizes)
+
+
+def _chunks(examples: list[_Example], num_rows: int) -> Iterator[list[_Example]]:
+    """Cut into row groups; one of very large originals is cut short, as its offsets are 32-bit numbers."""
+    chunk: list[_Example] = []
+    num_bytes = 0
+    for example in examples:
+        size = len(example.image) if isinstance(example.image, bytes) else example.image.nbytes
+        if chunk and (len(chunk) == num_rows or num_bytes + size > _MAX_ROW_GROUP_BYTES):
+            yield chunk
+            chunk, num_bytes = [], 0
+        chunk.append(example)
+        num_bytes += size
+    if chunk:
+        yield chunk
 
 
 def _table(examples: Sequence[_Example], split: str, schema: pa.Schema) -> pa.Table:

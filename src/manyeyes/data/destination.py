@@ -1,0 +1,91 @@
+"""The directory that an ingest writes: whose it is, whether it is complete, and what does not belong there."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+from manyeyes import storage
+from manyeyes.data.manifest import MANIFEST_NAME, QUARANTINE, SHARDS, Manifest
+from manyeyes.data.shards import INGEST
+from manyeyes.errors import UsageError
+
+# In `.ingest`: whose work this is. Not the name of a task.
+_JOB_NAME = "job.json"
+
+
+def finished_manifest(dataset: str, identity: dict[str, Any]) -> Manifest | None:
+    """Return the manifest if the dataset is complete; None if there is work to do.
+
+    Raises:
+        UsageError: what is there was made with other arguments.
+    """
+    if storage.exists(storage.join(dataset, MANIFEST_NAME)):
+        manifest = Manifest.load(dataset)
+        before = {"source": manifest.source, "settings": manifest.settings}
+        if before != identity:
+            raise UsageError(
+                f"{dataset} is a dataset made with other arguments ({_difference(before, identity)}). "
+                "Choose another place, or add --overwrite."
+            )
+        return manifest
+    job_uri = storage.join(dataset, INGEST, _JOB_NAME)
+    if storage.exists(job_uri):
+        before = storage.read_json(job_uri)
+        if before != identity:
+            raise UsageError(
+                f"{dataset} holds an unfinished ingest with other arguments ({_difference(before, identity)}). "
+                "Give the same arguments to go on, or add --overwrite to start anew."
+            )
+    return None
+
+
+def check_destination(dataset: str) -> None:
+    """Find out before the source is listed, which may take long, whether the dataset can lie there."""
+    if storage.exists(dataset):
+        fs, path = storage.filesystem(dataset)
+        if not fs.isdir(path):
+            raise UsageError(f"{dataset} is a file. Give a directory for the dataset.")
+        is_ours = any(storage.exists(storage.join(dataset, name)) for name in (MANIFEST_NAME, INGEST))
+        if not is_ours and fs.ls(path, detail=False):
+            raise UsageError(f"{dataset} is not empty and not a Manyeyes dataset. Give a new or an empty directory.")
+    if storage.is_local(dataset):
+        parent = Path(dataset)
+        while not parent.exists() and parent != parent.parent:
+            parent = parent.parent
+        if not parent.is_dir() or not os.access(parent, os.W_OK):
+            raise UsageError(f"{dataset} can't be written: {parent} takes no files. Choose another place.")
+
+
+def claim(dataset: str, identity: dict[str, Any], overwrite: bool) -> None:
+    """Make the destination ready, and note whose it is."""
+    try:
+        if overwrite:
+            # The manifest goes first: without it nothing takes the rest for a dataset.
+            storage.remove(storage.join(dataset, MANIFEST_NAME))
+            for folder in (SHARDS, QUARANTINE, INGEST):
+                storage.remove(storage.join(dataset, folder), recursive=True)
+        storage.make_directory(dataset)
+        storage.write_json(storage.join(dataset, INGEST, _JOB_NAME), identity)
+    except OSError as error:
+        raise UsageError(f"{dataset} can't be written: {error}. Choose another place or free this one.") from None
+
+
+def _difference(old: dict[str, Any], new: dict[str, Any]) -> str:
+    def flat(values: dict[str, Any]) -> dict[str, Any]:
+        return {key: value for section in ("source", "settings") for key, value in values.get(section, {}).items()}
+
+    before, now = flat(old), flat(new)
+    changed = [key for key in now if before.get(key) != now[key]]
+    return ", ".join(f"{key}: {before.get(key)!r}, now {now[key]!r}" for key in changed[:3]) or "unknown ones"
+
+
+def remove_leftovers(dataset: str, manifest: Manifest) -> None:
+    """Remove what an interrupted attempt left beside the shards: half-written files, or shards of an older source."""
+    for folder, infos in ((SHARDS, manifest.shards), (QUARANTINE, manifest.quarantine)):
+        fs, path = storage.filesystem(storage.join(dataset, folder))
+        names = {info.name for info in infos}
+        for found in fs.ls(path, detail=False) if fs.isdir(path) else []:
+            if found.rpartition("/")[2] not in names:
+                fs.rm(found)
