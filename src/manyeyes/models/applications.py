@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import keras
+import numpy as np
 
 from manyeyes.errors import UsageError
 from manyeyes.models import layers
@@ -83,21 +84,29 @@ def features(application: str, name: str, image: Any, options: Options, *, image
 
 
 def _adapt(base: keras.Model, image: Any) -> keras.Model:
-    """Give layers with weights fixed names, scale pixels in float32, and let statistics follow short trainings."""
+    """Scale pixels in float32 by constants, and let the statistics of norms follow short trainings."""
     if any(isinstance(layer, keras.layers.Normalization) for layer in base.layers):
-        named = keras.models.clone_model(base, input_tensors=[image], clone_function=_clone_with_fixed_name)
-        named.set_weights(base.get_weights())
-        base = named
+        clone = keras.models.clone_model(base, input_tensors=[image], clone_function=_without_normalization)
+        for layer, copy in zip(base.layers, clone.layers, strict=True):
+            if copy.weights:
+                copy.set_weights(layer.get_weights())
+        base = clone
     for layer in base.layers:
         if isinstance(layer, keras.layers.BatchNormalization):
             layer.momentum = layers.NORM_MOMENTUM
-        if isinstance(layer, (keras.layers.Rescaling, keras.layers.Normalization)):
+        if isinstance(layer, keras.layers.Rescaling):
             layer.dtype_policy = keras.DTypePolicy("float32")
     return base
 
 
-def _clone_with_fixed_name(layer: keras.layers.Layer) -> keras.layers.Layer:
-    settings = layer.get_config()
-    if isinstance(layer, keras.layers.Normalization):
-        settings["name"] = "normalization"
-    return type(layer).from_config(settings)
+def _without_normalization(layer: keras.layers.Layer) -> keras.layers.Layer:
+    """A copy of the layer; of a Normalization, the Rescaling that does the same.
+
+    Normalization keeps mean and variance as tensors beside its weights: an export makes them inputs of the ONNX graph,
+    and its weights have names that depend on the models built before.
+    """
+    if not isinstance(layer, keras.layers.Normalization):
+        return type(layer).from_config(layer.get_config())
+    mean, deviation = (np.ravel(keras.ops.convert_to_numpy(value)) for value in (layer.mean, layer.variance**0.5))
+    scale, offset = (1 / deviation).tolist(), (-mean / deviation).tolist()
+    return keras.layers.Rescaling(scale, offset, dtype="float32", name="normalization")
