@@ -15,6 +15,7 @@ from manyeyes.errors import UsageError
 
 # Entries of a class are dealt to the splits in blocks of this length: a block is permuted as a whole.
 _BLOCK = 64
+_SPLITS = ("train", "val", "test")
 
 
 @dataclass(frozen=True)
@@ -55,11 +56,12 @@ class StratifiedSplit:
         total = self.num_entries[label]
         # The last block takes the rest too: a block is never shorter than _BLOCK unless it is the whole class.
         block = min(ordinal // _BLOCK, max(1, total // _BLOCK) - 1)
-        return _deal_block(self.fractions, self.seed, label, total, block)[ordinal - block * _BLOCK]
+        return _SPLITS[_deal_block(self.fractions, self.seed, label, total, block)[ordinal - block * _BLOCK]]
 
 
-@functools.lru_cache(maxsize=4096)
-def _deal_block(fractions: Fractions, seed: int, label: str, total: int, block: int) -> tuple[str, ...]:
+# Entries come shuffled: the cache holds the blocks of four million at once, a byte an entry.
+@functools.lru_cache(maxsize=65536)
+def _deal_block(fractions: Fractions, seed: int, label: str, total: int, block: int) -> bytes:
     num_blocks = max(1, total // _BLOCK)
     start, end = block * _BLOCK, total if block == num_blocks - 1 else (block + 1) * _BLOCK
     dealt = {}
@@ -70,9 +72,9 @@ def _deal_block(fractions: Fractions, seed: int, label: str, total: int, block: 
         surplus = {"val": dealt["val"] - total * fractions.val, "test": dealt["test"] - total * fractions.test}
         dealt[max(surplus, key=lambda split: surplus[split])] -= 1
     num_train = end - start - dealt["val"] - dealt["test"]
-    splits = ["val"] * dealt["val"] + ["test"] * dealt["test"] + ["train"] * num_train
+    splits = [0] * num_train + [1] * dealt["val"] + [2] * dealt["test"]
     random.Random(f"{seed}/{label}/{block}").shuffle(splits)
-    return tuple(splits)
+    return bytes(splits)
 
 
 def assign_groups(groups: Mapping[str, Mapping[str, int]], shares: Mapping[str, float], seed: int) -> dict[str, str]:
