@@ -86,7 +86,9 @@ def features(application: str, name: str, image: Any, options: Options, *, image
 def _adapt(base: keras.Model, image: Any) -> keras.Model:
     """Scale pixels in float32 by constants, and let the statistics of norms follow short trainings."""
     if any(isinstance(layer, keras.layers.Normalization) for layer in base.layers):
-        clone = keras.models.clone_model(base, input_tensors=[image], clone_function=_without_normalization)
+        # Some applications have their input in a list, some bare.
+        inputs = keras.tree.map_structure(lambda _: image, base.input)
+        clone = keras.models.clone_model(base, input_tensors=inputs, clone_function=_without_normalization)
         for layer, copy in zip(base.layers, clone.layers, strict=True):
             if copy.weights:
                 copy.set_weights(layer.get_weights())
