@@ -173,6 +173,8 @@ def test_random_bytes_after_a_known_beginning_are_refused(magic: bytes, rest: by
         (b"\0\0\0\x20ftypavif" + bytes(20), Reason.UNSUPPORTED_FORMAT),
         (b"\0\0\0\x18ftypheic" + bytes(20), Reason.UNSUPPORTED_FORMAT),
         (b"<svg xmlns='http://www.w3.org/2000/svg'/>", Reason.UNSUPPORTED_FORMAT),
+        (b"<?xml version='1.0'?>\n<!-- drawn -->\n<svg/>", Reason.UNSUPPORTED_FORMAT),
+        (b"<?xml version='1.0'?>\n<Error><Code>AccessDenied</Code></Error>", Reason.NOT_AN_IMAGE),
         (b"\xff\xd8\xff", Reason.TRUNCATED),
     ],
 )

@@ -99,6 +99,8 @@ def _format_of(encoded: bytes) -> str:
     for position, magic, name in _NOT_DECODED:
         if encoded[position:].startswith(magic):
             raise ImageError(Reason.UNSUPPORTED_FORMAT, name)
+    if encoded.startswith((b"<?xml", b"<!--")) and b"<svg" in encoded[:4096]:
+        raise ImageError(Reason.UNSUPPORTED_FORMAT, "SVG")
     raise ImageError(Reason.NOT_AN_IMAGE, f"starts with {encoded[:8].hex(' ')}")
 
 
