@@ -149,7 +149,7 @@ def test_the_same_seed_gives_the_same_model_and_logits(name: str) -> None:
     np.testing.assert_array_equal(logits(), logits())
 
 
-@pytest.mark.parametrize("name", ALL_NAMES)
+@pytest.mark.parametrize("name", [*ALL_NAMES, pytest.param("keras:Xception", marks=pytest.mark.slow)])
 def test_weight_names_do_not_depend_on_what_was_built_before(name: str) -> None:
     config = small(name)
 

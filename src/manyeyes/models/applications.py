@@ -9,6 +9,7 @@ from typing import Any
 
 import keras
 import numpy as np
+from keras.src.utils.naming import reset_uids
 
 from manyeyes.errors import UsageError
 from manyeyes.models import layers
@@ -68,6 +69,9 @@ def features(application: str, name: str, image: Any, options: Options, *, image
         pixels = layers.normalise(image)
     elif not application.startswith(_SCALES_INSIDE):
         pixels = layers.normalise(image)
+    # Some applications leave names to Keras, which counts what the process built before: weights would change names.
+    # There is no public way to count anew but clear_session, which drops much more.
+    reset_uids()
     try:
         base = function(
             include_top=False, weights="imagenet" if imagenet else None, input_tensor=pixels, pooling="avg", **arguments
