@@ -15,7 +15,7 @@ from manyeyes.data.manifest import SHARDS, Manifest, ShardInfo
 from manyeyes.errors import DatasetError
 from manyeyes.imaging.preprocessing import Preprocessing
 
-# Below this a dataset is checked against its SHA-256 sums whenever it is opened for training; above, page by page on reading.
+# Below this a dataset is checked against its SHA-256 sums when it is opened for training; above, page by page.
 FULL_CHECK_BYTES = 1 << 30
 
 
@@ -65,7 +65,7 @@ class Split:
     @cached_property
     def row_group_starts(self) -> np.ndarray:
         """The example_index of the first row of every row group, int64."""
-        return np.concatenate([[0], np.cumsum(self.row_group_rows)[:-1]]).astype(np.int64) if len(self.row_groups) else np.zeros(0, np.int64)
+        return np.cumsum(self.row_group_rows) - self.row_group_rows
 
 
 class Dataset:
@@ -87,7 +87,8 @@ class Dataset:
         if self.preprocessing.fingerprint != self.manifest.preprocessing_fingerprint:
             raise DatasetError(
                 f"{self.uri}: the preprocessing in the manifest has fingerprint {self.preprocessing.fingerprint}, "
-                f"but the dataset was written with {self.manifest.preprocessing_fingerprint}. The manifest was changed; ingest again."
+                f"but the dataset was written with {self.manifest.preprocessing_fingerprint}. "
+                "The manifest was changed; ingest again."
             )
         self.verify(verify)
 
@@ -130,9 +131,13 @@ class Dataset:
             try:
                 size = storage.size_bytes(uri)
             except FileNotFoundError:
-                raise DatasetError(f"{uri} is missing, but the manifest lists it. Restore the file or ingest again.") from None
+                raise DatasetError(
+                    f"{uri} is missing, but the manifest lists it. Restore it or ingest again."
+                ) from None
             if size != shard.size_bytes:
-                raise DatasetError(f"{uri} has {size} bytes, the manifest says {shard.size_bytes}. Restore the file or ingest again.")
+                raise DatasetError(
+                    f"{uri} has {size} bytes, the manifest says {shard.size_bytes}. Restore the file or ingest again."
+                )
             if how == "full" and (found := storage.sha256_of_file(uri)) != shard.sha256:
                 raise DatasetError(
                     f"{uri} fails its checksum: SHA-256 {found[:12]}…, the manifest says {shard.sha256[:12]}…. "
@@ -158,7 +163,8 @@ class ShardReader:
         self._raw_shape = raw_shape
         try:
             if storage.is_local(uri):
-                self._file = pq.ParquetFile(uri.removeprefix("file://"), memory_map=True, page_checksum_verification=True)
+                path = uri.removeprefix("file://")
+                self._file = pq.ParquetFile(path, memory_map=True, page_checksum_verification=True)
             else:
                 self._file = pq.ParquetFile(storage.open_read(uri), page_checksum_verification=True)
         except (pa.ArrowException, OSError) as error:
@@ -183,7 +189,9 @@ class ShardReader:
         try:
             table = self._file.read_row_group(index, columns=list(columns), use_threads=False)
         except (pa.ArrowException, OSError) as error:
-            raise DatasetError(f"{self.uri} fails its checksum in row group {index}: {error}. Restore the file or ingest again.") from None
+            raise DatasetError(
+                f"{self.uri} fails its checksum in row group {index}: {error}. Restore the file or ingest again."
+            ) from None
         image = table.column("image").combine_chunks()
         if isinstance(image, pa.ChunkedArray):
             image = image.chunk(0)
@@ -195,7 +203,8 @@ class ShardReader:
             images = encoded.to_pylist()
         else:
             # All values have one length, so the data buffer of the column is the batch itself.
-            offsets = np.frombuffer(encoded.buffers()[1], dtype=np.int32, count=len(encoded) + 1, offset=4 * encoded.offset)
-            pixels = np.frombuffer(encoded.buffers()[2], dtype=np.uint8)[offsets[0] : offsets[-1]]
+            _, offset_buffer, data_buffer = encoded.buffers()
+            offsets = np.frombuffer(offset_buffer, np.int32, count=len(encoded) + 1, offset=4 * encoded.offset)
+            pixels = np.frombuffer(data_buffer, dtype=np.uint8)[offsets[0] : offsets[-1]]
             images = pixels.reshape(len(encoded), *self._raw_shape)
         return RowGroup(images, labels, paths, groups)

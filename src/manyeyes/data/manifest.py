@@ -131,7 +131,9 @@ class Manifest:
             values = storage.read_json(uri)
         except FileNotFoundError:
             if not storage.exists(dataset_uri):
-                raise DatasetError(f"There is no dataset at {dataset_uri}. Make one with: manyeyes ingest SOURCE {dataset_uri}") from None
+                raise DatasetError(
+                    f"There is no dataset at {dataset_uri}. Make one with: manyeyes ingest SOURCE {dataset_uri}"
+                ) from None
             raise DatasetError(
                 f"{dataset_uri} has no {MANIFEST_NAME}: it is not a dataset, or its ingest did not finish. "
                 f"Run manyeyes ingest again with the same arguments; it goes on where it stopped."
@@ -142,7 +144,8 @@ class Manifest:
             raise DatasetError(f"{uri} is not the manifest of a Manyeyes dataset.")
         if values.get("format_version") != FORMAT_VERSION:
             raise DatasetError(
-                f"{uri} has format version {values.get('format_version')}, this Manyeyes reads {FORMAT_VERSION}. Ingest again."
+                f"{uri} has format version {values.get('format_version')}, this Manyeyes reads {FORMAT_VERSION}. "
+                "Ingest again."
             )
         try:
             return config.from_dict(cls, values)
