@@ -93,11 +93,27 @@ def test_a_bundle_is_replaced_whole_and_anything_else_is_left_alone(small_run: s
     second = export(small_run, f"{target}/", num_golden=2)
     assert Bundle.load(str(target)).info.fingerprint == second.fingerprint != first.fingerprint
     assert [path.name for path in tmp_path.iterdir()] == ["b"]
-    (tmp_path / "thesis").mkdir()
-    (tmp_path / "thesis" / "chapter.txt").write_text("years of work")
-    with pytest.raises(UsageError, match="is not a bundle"):
-        export(small_run, str(tmp_path / "thesis"))
-    assert (tmp_path / "thesis" / "chapter.txt").read_text() == "years of work"
+    for chapter in (tmp_path / "thesis" / "chapter.txt", tmp_path / "papers" / "thesis" / "chapter.txt"):
+        chapter.parent.mkdir(parents=True)
+        chapter.write_text("years of work")
+        folder = tmp_path / chapter.relative_to(tmp_path).parts[0]
+        with pytest.raises(UsageError, match="is not a bundle"):
+            export(small_run, str(folder))
+        assert chapter.read_text() == "years of work"
+
+
+def test_a_run_is_compared_on_a_dataset_of_other_sizes(small_run: str, tmp_path: Path) -> None:
+    photos = tmp_path / "photos"
+    for index in range(20):
+        path = photos / "rg"[index % 2] / f"{index}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        cv2.imwrite(str(path), np.full((40 + index, 50, 3), 12 * index, np.uint8))
+    for name, options in (("own", {}), ("small", {"size": (30, 30)}), ("grey", {"size": (30, 30), "channels": 1})):
+        ingest(str(photos), str(tmp_path / name), settings=IngestSettings(**options), engine=create_engine("inline"))  # type: ignore[arg-type]
+    for name in ("own", "small"):
+        assert export(small_run, str(tmp_path / "b"), dataset=str(tmp_path / name)).parity.top1_agreement == 1
+    with pytest.raises(DatasetError, match=r"gives images of \(24, 20, 1\), but the model of .* takes \(24, 20, 3\)"):
+        export(small_run, str(tmp_path / "c"), dataset=str(tmp_path / "grey"))
 
 
 def test_the_same_run_gives_the_same_bundle(small_run: str, small_bundle: str, tmp_path: Path) -> None:

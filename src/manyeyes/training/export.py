@@ -36,6 +36,7 @@ from manyeyes.recognition.bundle import (
     Precision,
     write_bundle,
 )
+from manyeyes.recognition.inputs import remaining_preprocessing
 from manyeyes.recognition.predictor import Predictor
 from manyeyes.training.backend import prepare
 from manyeyes.training.golden import bounded, encode_variants
@@ -125,9 +126,7 @@ def export(
     _check_target(bundle)
     prepare(seed=0)
     trained = Run.open(run)
-    images, inputs = _comparison_images(
-        dataset or trained.dataset, trained.extra_preprocessing, max(NUM_PARITY_IMAGES, num_golden)
-    )
+    images, inputs = _comparison_images(dataset or trained.dataset, trained, max(NUM_PARITY_IMAGES, num_golden))
     model = trained.load_model(which, precision="float32")
     golden = _make_golden(model, trained.preprocessing, images, num_golden)
     trained_logits = _keras_logits(model, inputs)
@@ -215,13 +214,14 @@ def to_onnx(model: keras.Model) -> bytes:
     return content
 
 
-def _comparison_images(dataset_uri: str, extra: Preprocessing, num_images: int) -> tuple[list[np.ndarray], np.ndarray]:
+def _comparison_images(dataset_uri: str, trained: Run, num_images: int) -> tuple[list[np.ndarray], np.ndarray]:
     """Take images evenly from val, else test, else train.
 
     Returns:
         the images as stored, decoded and of bounded size, and the model inputs, uint8 (n, height, width, channels).
     """
     dataset = Dataset(dataset_uri)
+    left = remaining_preprocessing(trained.preprocessing, dataset.preprocessing)
     name = next((name for name in ("val", "test", "train") if name in dataset.split_names), None)
     if name is None:
         raise DatasetError(f"{dataset_uri} has no examples, so the exported model can't be compared on any.")
@@ -236,9 +236,16 @@ def _comparison_images(dataset_uri: str, extra: Preprocessing, num_images: int) 
             rows = reader.read(row_group)
         for index in wanted[group_of == group] - split.row_group_starts[group]:
             image = rows.images[index]
-            pixels = decode(image, channels=extra.channels) if isinstance(image, bytes) else image
+            pixels = (
+                decode(image, channels=left.channels, background=left.background) if isinstance(image, bytes) else image
+            )
             stored.append(bounded(pixels))
-            inputs.append(extra(image) if isinstance(image, bytes) else extra.apply(image))
+            inputs.append(left.apply(pixels))
+            if inputs[-1].shape != trained.model.input_shape:
+                raise DatasetError(
+                    f"{dataset_uri} gives images of {inputs[-1].shape}, but the model of {trained.uri} takes "
+                    f"{trained.model.input_shape}. Give a dataset with the channels that it was trained on."
+                )
     return stored, np.stack(inputs)
 
 
@@ -282,9 +289,11 @@ def _compare(predictor: Predictor, golden: GoldenExamples, inputs: np.ndarray, t
 
 
 def _check_target(bundle: str) -> None:
-    is_bundle = storage.exists(storage.join(bundle, INFO_NAME))
-    is_empty = not storage.exists(bundle) or (storage.is_directory(bundle) and not storage.list_files(bundle))
-    if not is_bundle and not is_empty:
+    if storage.exists(storage.join(bundle, INFO_NAME)) or not storage.exists(bundle):
+        return
+    fs, path = storage.filesystem(bundle)
+    # Folders count too: what is at the target is removed when the bundle takes its place.
+    if not fs.isdir(path) or fs.ls(path, detail=False):
         raise UsageError(f"{bundle} exists and is not a bundle. Give another path, or remove it.")
 
 
