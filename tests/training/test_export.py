@@ -93,8 +93,9 @@ def test_a_bundle_is_replaced_whole_and_anything_else_is_left_alone(small_run: s
     second = export(small_run, f"{target}/", num_golden=2)
     assert Bundle.load(str(target)).info.fingerprint == second.fingerprint != first.fingerprint
     assert [path.name for path in tmp_path.iterdir()] == ["b"]
-    for chapter in (tmp_path / "thesis" / "chapter.txt", tmp_path / "papers" / "thesis" / "chapter.txt"):
-        chapter.parent.mkdir(parents=True)
+    for folder_name in ("thesis", "papers/thesis", "b"):
+        chapter = tmp_path / folder_name / "chapter.txt"
+        chapter.parent.mkdir(parents=True, exist_ok=True)
         chapter.write_text("years of work")
         folder = tmp_path / chapter.relative_to(tmp_path).parts[0]
         with pytest.raises(UsageError, match="is not a bundle"):

@@ -289,12 +289,17 @@ def _compare(predictor: Predictor, golden: GoldenExamples, inputs: np.ndarray, t
 
 
 def _check_target(bundle: str) -> None:
-    if storage.exists(storage.join(bundle, INFO_NAME)) or not storage.exists(bundle):
+    if not storage.exists(bundle):
         return
     fs, path = storage.filesystem(bundle)
-    # Folders count too: what is at the target is removed when the bundle takes its place.
-    if not fs.isdir(path) or fs.ls(path, detail=False):
-        raise UsageError(f"{bundle} exists and is not a bundle. Give another path, or remove it.")
+    if not fs.isdir(path):
+        raise UsageError(f"{bundle} is not a bundle but a file. Give a directory.")
+    names = {posixpath.basename(found.rstrip("/")) for found in fs.ls(path, detail=False)}
+    # What is at the target is removed when the bundle takes its place, so all of it must be of a bundle.
+    if strangers := sorted(names - {INFO_NAME, MODEL_NAME, GOLDEN_NAME}):
+        raise UsageError(
+            f"{bundle} is not a bundle alone: it holds {strangers[0]!r}. Give a new directory, or an older bundle."
+        )
 
 
 @contextlib.contextmanager
