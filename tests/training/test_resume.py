@@ -26,7 +26,7 @@ SETTINGS = (
     "optimizer.momentum=0.9",
     "optimizer.ema=0.99",
     "train.checkpoint_every_steps=7",
-    "train.log_every_steps=1",
+    "train.log_every_steps=3",
     "train.tensorboard=false",
 )
 NUM_EPOCHS, STEPS_PER_EPOCH = 12, 20
@@ -96,8 +96,4 @@ def test_a_killed_and_interrupted_run_reaches_the_bytes_of_an_uninterrupted_one(
 
     assert json.loads(output)["epochs"] == NUM_EPOCHS
     assert files_of_last_checkpoint(parts) == files_of_last_checkpoint(whole)
-    for killed, uninterrupted in zip(metrics(parts), metrics(whole), strict=True):
-        # A session starts its log interval anew, so that lines after a resume may cover fewer steps.
-        if killed["kind"] == "epoch":
-            assert killed == uninterrupted
-    assert [line["global_step"] for line in metrics(parts)] == [line["global_step"] for line in metrics(whole)]
+    assert metrics(parts) == metrics(whole)

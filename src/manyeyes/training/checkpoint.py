@@ -43,6 +43,7 @@ class TrainState:
         seed: of the run.
         settings_fingerprint, dataset_fingerprint: of what the weights were trained with.
         totals: sums over the steps of this epoch so far: (loss, correct, examples).
+        logged: the part of them that metrics.jsonl has already told.
         best_step: global_step of the checkpoint with the best val accuracy, or None before the first validation.
         best_epoch, best_val_accuracy: of that checkpoint.
         epochs_without_gain: epochs since then.
@@ -56,6 +57,7 @@ class TrainState:
     settings_fingerprint: str
     dataset_fingerprint: str
     totals: tuple[float, float, float] = (0.0, 0.0, 0.0)
+    logged: tuple[float, float, float] = (0.0, 0.0, 0.0)
     best_step: int | None = None
     best_epoch: int | None = None
     best_val_accuracy: float | None = None

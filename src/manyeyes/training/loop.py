@@ -148,7 +148,7 @@ class Loop:
         if 0 < state.epoch == self.settings.train.freeze_backbone_epochs and state.step == 0:
             self.strategy.reset_optimizer()
         self.strategy.set_totals(Totals(*state.totals))
-        self._logged = Totals(*state.totals)
+        self._logged = Totals(*state.logged)
         with contextlib.closing(self.train_pipeline.batches(state.epoch, state.step)) as batches:
             for batch in self.clock.timed(batches):
                 self.strategy.step(batch, self._learning_rate(batch.epoch, batch.step), state.global_step)
@@ -170,7 +170,12 @@ class Loop:
         is_best = val is not None and (state.best_val_accuracy is None or val.accuracy > state.best_val_accuracy)
         epoch = state.epoch + 1
         state = dataclasses.replace(
-            state, epoch=epoch, step=0, totals=(0.0, 0.0, 0.0), epochs_without_gain=state.epochs_without_gain + 1
+            state,
+            epoch=epoch,
+            step=0,
+            totals=(0.0, 0.0, 0.0),
+            logged=(0.0, 0.0, 0.0),
+            epochs_without_gain=state.epochs_without_gain + 1,
         )
         if is_best and val is not None:
             state = dataclasses.replace(
@@ -292,7 +297,9 @@ class Loop:
     def _save(self, state: TrainState) -> None:
         totals = self._checked_totals(state)
         if state.step:
-            state = dataclasses.replace(state, totals=dataclasses.astuple(totals))
+            state = dataclasses.replace(
+                state, totals=dataclasses.astuple(totals), logged=dataclasses.astuple(self._logged)
+            )
         arrays = self.strategy.arrays()
         for key, array in arrays["model"].items():
             if not np.isfinite(array).all():
