@@ -112,6 +112,15 @@ def test_links_are_followed_and_loops_end(tmp_path):
         source.read(entries[1])
 
 
+def test_folders_that_link_to_each_other_are_read_once_on_each_way(tmp_path):
+    root = put(tmp_path, {"cat/a.jpg": b"a", "dog/b.jpg": b"b"})
+    (tmp_path / "cat" / "dogs").symlink_to(tmp_path / "dog")
+    (tmp_path / "dog" / "cats").symlink_to(tmp_path / "cat")
+    entries, skipped = read_all(open_source(root))
+    assert [e.path for e in entries] == ["cat/a.jpg", "cat/dogs/b.jpg", "dog/b.jpg", "dog/cats/a.jpg"]
+    assert skipped == dict.fromkeys(("cat/dogs/cats", "dog/cats/dogs"), "link_to_a_folder_above")
+
+
 def test_a_name_that_is_not_utf8_is_read(tmp_path):
     (tmp_path / "cat").mkdir()
     (Path(os.fsencode(tmp_path).decode()) / "cat" / os.fsdecode(b"\xff.jpg")).write_bytes(b"x")
@@ -269,6 +278,34 @@ def test_a_tar_that_is_cut_short_gives_what_it_has_and_says_so(tmp_path):
     entries, _ = read_all(open_source(str(tmp_path / "a.tar")))
     assert [e.path for e in entries[:2]] == ["a.tar/0.jpg", "a.tar/1.jpg"]
     assert entries[-1].problem is Reason.TRUNCATED
+
+
+@pytest.mark.parametrize("damage", ["header", "cut between members"])
+def test_a_tar_whose_end_can_not_be_reached_says_so(tmp_path, damage):
+    make_tar(tmp_path / "a.tar", {f"{i}.{s}": b"x" * 600 for i in range(5) for s in ("jpg", "cls")})
+    content, third_sample = bytearray((tmp_path / "a.tar").read_bytes()), 512 * 3 * 4
+    if damage == "header":
+        content[third_sample] ^= 0xFF
+    else:
+        del content[third_sample:]
+    (tmp_path / "a.tar").write_bytes(content)
+    entries, _ = read_all(open_source(str(tmp_path / "a.tar")))
+    assert [(e.path, e.problem) for e in entries] == [
+        ("a.tar/0.jpg", None),
+        ("a.tar/1.jpg", None),
+        ("a.tar#rest", Reason.TRUNCATED),
+    ]
+
+
+def test_links_in_a_tar_are_counted(tmp_path):
+    with tarfile.open(tmp_path / "a.tar", "w") as tar:
+        for name, kind in (("0.jpg", tarfile.REGTYPE), ("1.jpg", tarfile.LNKTYPE), ("folder", tarfile.DIRTYPE)):
+            info = tarfile.TarInfo(name)
+            info.type, info.linkname = kind, "0.jpg"
+            tar.addfile(info)
+    entries, skipped = read_all(open_source(str(tmp_path / "a.tar")))
+    assert [e.path for e in entries] == ["a.tar/0.jpg"]
+    assert skipped == {"1.jpg": "not_a_file"}
 
 
 def test_a_tar_that_is_none_is_refused(tmp_path):

@@ -34,7 +34,7 @@ class FolderSource:
         """See Source.entries; sorted by name at every level."""
         has_splits = has_split_level(self.uri)
         block = 0
-        for found in self._walk(self.uri, ""):
+        for found in self._walk(self.uri, "", frozenset()):
             if isinstance(found, Skipped):
                 yield found
                 continue
@@ -62,9 +62,12 @@ class FolderSource:
         """See Source.read."""
         return read_image_file(entry.uri)
 
-    def _walk(self, uri: str, prefix: str) -> Iterator[tuple[str, int, Reason | None] | Skipped]:
+    def _walk(self, uri: str, prefix: str, above: frozenset[str]) -> Iterator[tuple[str, int, Reason | None] | Skipped]:
+        """`above`: the real paths of the folders on the way here, so that links between folders end."""
+        if storage.is_local(uri):
+            above |= {os.path.realpath(uri.removeprefix("file://"))}
         try:
-            items = _list(uri)
+            items = _list(uri, above)
         except PermissionError:
             yield prefix, -1, Reason.UNREADABLE
             return
@@ -73,7 +76,7 @@ class FolderSource:
             if item.name.startswith("."):
                 yield Skipped(path, "hidden_folder" if item.kind == "directory" else "hidden_file")
             elif item.kind == "directory":
-                yield from self._walk(storage.join(uri, item.name), path)
+                yield from self._walk(storage.join(uri, item.name), path, above)
             elif item.kind == "loop":
                 yield Skipped(path, "link_to_a_folder_above")
             elif not has_image_name(item.name):
@@ -86,13 +89,15 @@ class FolderSource:
 
 def has_split_level(uri: str) -> bool:
     """Whether all folders of the first level are named after splits."""
-    names = [item.name for item in _list(uri) if item.kind == "directory" and not item.name.startswith(".")]
+    names = [
+        item.name for item in _list(uri, frozenset()) if item.kind == "directory" and not item.name.startswith(".")
+    ]
     return bool(names) and all(split_of_name(name) for name in names)
 
 
-def _list(uri: str) -> list[_Item]:
+def _list(uri: str, above: frozenset[str]) -> list[_Item]:
     if storage.is_local(uri):
-        return _list_local(uri.removeprefix("file://"))
+        return _list_local(uri.removeprefix("file://"), above)
     fs, path = storage.filesystem(uri)
     items = [
         _Item(posixpath.basename(found["name"].rstrip("/")), found["type"], found.get("size") or 0)
@@ -102,14 +107,15 @@ def _list(uri: str) -> list[_Item]:
     return sorted(items, key=lambda item: item.name)
 
 
-def _list_local(folder: str) -> list[_Item]:
+def _list_local(folder: str, above: frozenset[str]) -> list[_Item]:
     items = []
     real_folder = os.path.realpath(folder)
     with os.scandir(folder) as found:
         for entry in found:
             if entry.is_dir():
                 target = os.path.realpath(entry.path) if entry.is_symlink() else ""
-                is_loop = bool(target) and (real_folder + os.sep).startswith(target.rstrip(os.sep) + os.sep)
+                is_above = (real_folder + os.sep).startswith(target.rstrip(os.sep) + os.sep)
+                is_loop = bool(target) and (is_above or target in above)
                 items.append(_Item(entry.name, "loop" if is_loop else "directory", 0))
             elif entry.is_file():
                 items.append(_Item(entry.name, "file", entry.stat().st_size))

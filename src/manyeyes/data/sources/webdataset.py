@@ -112,9 +112,12 @@ def _read_tar(uri: str) -> Iterator[SourceEntry | Skipped]:
             with tarfile.open(fileobj=file, mode="r:") as tar:
                 for member in tar:
                     tar.members = []  # type: ignore[attr-defined]  # tarfile keeps all headers otherwise
-                    if not member.isfile():
+                    if member.isdir():
                         continue
                     name = member.name.removeprefix("./")
+                    if not member.isfile():
+                        yield Skipped(name, "not_a_file")
+                        continue
                     folder, _, base = name.rpartition("/")
                     stem, _, suffix = base.partition(".")
                     if not stem:
@@ -133,8 +136,10 @@ def _read_tar(uri: str) -> Iterator[SourceEntry | Skipped]:
                         sample.label_files[suffix] = content.read() if content else b""
                     else:
                         yield Skipped(name, "not_an_image_name")
-                if file.seek(0, 2) % tarfile.BLOCKSIZE:  # where a header is cut short, tarfile just ends
-                    raise tarfile.ReadError("unexpected end of data")
+                # Where a header is damaged or cut short, tarfile just ends; a whole archive ends with blocks of zeros.
+                file.seek(tar.offset)  # type: ignore[attr-defined]
+                if file.read(tarfile.BLOCKSIZE) != bytes(tarfile.BLOCKSIZE):
+                    raise tarfile.ReadError(f"no header and no end of the archive at byte {tar.offset}")  # type: ignore[attr-defined]
                 yield from _finish(sample, uri, split)
         except tarfile.TarError as error:
             if sample is None:
