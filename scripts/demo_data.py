@@ -53,7 +53,9 @@ def debian_package(name: str, target: Path) -> Path | None:
                 options += ["-o", f"Dir::State::Lists={scratch}/lists", "-o", f"Dir::Cache={scratch}/cache"]
                 if subprocess.run(["apt-get", "-qq", *options, "update"], capture_output=True).returncode:
                     return None
-            if not subprocess.run(["apt-get", "-qq", *options, "download", name], cwd=scratch, capture_output=True).returncode:
+            if not subprocess.run(
+                ["apt-get", "-qq", *options, "download", name], cwd=scratch, capture_output=True
+            ).returncode:
                 archive = next(Path(scratch).glob("*.deb"))
                 subprocess.run(["dpkg-deb", "-x", str(archive), str(target)], check=True)
                 return target
@@ -92,7 +94,9 @@ def digits(target: Path) -> str:
         subprocess.run([sys.executable, "-m", "pip", "install", "--quiet", "scikit-learn"], check=True)
     from sklearn.datasets import load_digits
 
-    say("NOT Fashion-MNIST: using scikit-learn's 1,797 handwritten digits instead; the figures of the recipe don't apply")
+    say(
+        "NOT Fashion-MNIST: using scikit-learn's 1,797 handwritten digits instead; the figures of the recipe don't apply"
+    )
     data = load_digits()
     images = np.stack([cv2.resize((image * 15.9375).astype(np.uint8), (28, 28)) for image in data.images])
     folder = target / "digits"
@@ -113,7 +117,9 @@ def photos(target: Path) -> str:
     if not stamps.is_dir():
         say("unpacking Debian's tuxpaint-stamps-default (161 MB)")
         if debian_package("tuxpaint-stamps-default", target / "debian") is None:
-            sys.exit("demo data: the Debian package tuxpaint-stamps-default can't be had here. Use a folder of your own photos.")
+            sys.exit(
+                "demo data: the Debian package tuxpaint-stamps-default can't be had here. Use a folder of your own photos."
+            )
     table = target / "photos.csv"
     with table.open("w", newline="") as file:
         writer = csv.writer(file)

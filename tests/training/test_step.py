@@ -263,14 +263,14 @@ def test_averaged_weights_are_evaluated_and_the_trained_ones_stay() -> None:
 
 def test_a_frozen_backbone_does_not_change_and_learns_again_when_freed() -> None:
     strategy = make_strategy(OptimizerSettings(name="adamw"), make_model=deep_model)
-    strategy.freeze_backbone(True)
+    strategy.let_learn("head")
     before = weights_by_name(strategy)
     strategy.step(make_batch(8), 0.1, 0)
     frozen = weights_by_name(strategy)
     changed = {path for path in before if not np.array_equal(before[path], frozen[path])}
     assert changed == {"logits/kernel", "logits/bias"}
 
-    strategy.freeze_backbone(False)
+    strategy.let_learn("all")
     strategy.reset_optimizer()
     for key, array in strategy.arrays()["optimizer"].items():
         if "learning_rate" not in key:

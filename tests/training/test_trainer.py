@@ -151,6 +151,20 @@ def test_freeze_then_unfreeze_resumes_to_the_same_weights(small_dataset: str, tm
     assert rates[1] < rates[0] / 10
 
 
+@pytest.mark.parametrize("freeze_norms", [True, False])
+def test_a_fine_tuned_backbone_learns_and_its_norms_stay_unless_told(
+    small_dataset: str, tmp_path: Path, freeze_norms: bool
+) -> None:
+    setting = f"train.freeze_norms={str(freeze_norms).lower()}"
+    run_tiny(small_dataset, tmp_path / "run", "train.freeze_backbone_epochs=1", setting, "train.keep_checkpoints=3")
+    directory = str(tmp_path / "run/checkpoints")
+    frozen, *_, free = (checkpoint.load(directory, name).arrays["model"] for name in checkpoint.names(directory))
+    changed = {key for key in frozen if not np.array_equal(frozen[key], free[key])}
+    norms = {key for key in frozen if "_norm" in key}
+    assert norms and {key for key in frozen if "_conv" in key} <= changed
+    assert not (norms & changed) if freeze_norms else norms <= changed
+
+
 def test_the_last_and_the_best_checkpoints_are_kept(small_dataset: str, tmp_path: Path) -> None:
     # The best is the first epoch: after it the learning rate is far too high.
     out = tmp_path / "run"

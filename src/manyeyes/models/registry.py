@@ -191,13 +191,27 @@ def backbone_layers(model: keras.Model) -> list[keras.layers.Layer]:
     return [layer for layer in model.layers if layer.name not in _HEAD_LAYERS]
 
 
-def set_backbone_trainable(model: keras.Model, trainable: bool) -> None:
+def set_backbone_trainable(model: keras.Model, trainable: bool, *, norms: bool = True) -> None:
     """Freeze or unfreeze all but the head; a frozen batch normalisation uses its stored statistics also in training.
 
     A step that was traced before keeps the old choice: trace it anew.
+
+    Args:
+        norms: False leaves batch normalisations frozen: a few small batches of new images would spoil the statistics
+            that pretrained weights were made with.
     """
     for layer in backbone_layers(model):
         layer.trainable = trainable
+        if not norms:
+            _freeze_norms(layer)
+
+
+def _freeze_norms(layer: keras.layers.Layer) -> None:
+    # By name: the registry itself loads no Keras.
+    if type(layer).__name__ == "BatchNormalization":
+        layer.trainable = False
+    for inner in getattr(layer, "layers", ()):
+        _freeze_norms(inner)
 
 
 def count_parameters(model: keras.Model) -> int:

@@ -23,7 +23,7 @@ from manyeyes.training.run import Run
 from manyeyes.training.schedules import scale_at
 from manyeyes.training.settings import TrainSettings
 from manyeyes.training.step import Loss
-from manyeyes.training.strategy import SingleWorker, Strategy, Totals
+from manyeyes.training.strategy import Part, SingleWorker, Strategy, Totals
 
 # How often the loss is fetched to see whether it is finite: a fetch waits for the device.
 CHECK_EVERY_STEPS = 10
@@ -144,7 +144,7 @@ class Loop:
 
     def _run_epoch(self, state: TrainState, wish: StopWish) -> TrainState:
         started = time.perf_counter()
-        self.strategy.freeze_backbone(self._is_frozen(state.epoch))
+        self.strategy.let_learn(self._learning_part(state.epoch))
         if 0 < state.epoch == self.settings.train.freeze_backbone_epochs and state.step == 0:
             self.strategy.reset_optimizer()
         self.strategy.set_totals(Totals(*state.totals))
@@ -278,6 +278,12 @@ class Loop:
 
     def _is_frozen(self, epoch: int) -> bool:
         return epoch < self.settings.train.freeze_backbone_epochs
+
+    def _learning_part(self, epoch: int) -> Part:
+        if self._is_frozen(epoch):
+            return "head"
+        settings = self.settings.train
+        return "all_but_norms" if settings.freeze_backbone_epochs and settings.freeze_norms else "all"
 
     def _learning_rate(self, epoch: int, step: int) -> float:
         settings, steps_per_epoch = self.settings, self.train_pipeline.steps_per_epoch

@@ -159,6 +159,7 @@ class LoopSettings:
         class_weights: "balanced" weighs each class by num_examples / (num_classes * its examples).
         precision: of the computation; weights are kept in float32. "auto": see docs/decisions/0050.
         freeze_backbone_epochs: epochs in which only the head learns; then all does, with a fresh optimizer state.
+        freeze_norms: with freeze_backbone_epochs: the batch normalisations of the backbone stay as they are to the end.
         unfrozen_scale: factor on the learning rate after the backbone is freed.
         early_stop_epochs: stop after so many epochs without a better val accuracy; 0: never.
         checkpoint_every_seconds, checkpoint_every_steps: between checkpoints inside an epoch; 0: only at epoch ends.
@@ -174,6 +175,7 @@ class LoopSettings:
     class_weights: Literal["none", "balanced"] = "none"
     precision: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     freeze_backbone_epochs: int = 0
+    freeze_norms: bool = True
     unfrozen_scale: float = 1.0
     early_stop_epochs: int = 0
     checkpoint_every_seconds: float = 300.0

@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 import keras
 import numpy as np
@@ -20,6 +20,8 @@ from manyeyes.models.registry import set_backbone_trainable
 from manyeyes.training import optimizers, weights
 from manyeyes.training.checkpoint import Arrays
 from manyeyes.training.step import Loss, gradients_and_sums, sums, update_average
+
+Part = Literal["all", "all_but_norms", "head"]
 
 
 @dataclass(frozen=True)
@@ -61,8 +63,8 @@ class Strategy(Protocol):
         """Make the model and the optimizer where they will live."""
         ...
 
-    def freeze_backbone(self, frozen: bool) -> None:
-        """Let only the head learn, or all."""
+    def let_learn(self, part: Part) -> None:
+        """Choose what the steps change: "all", "all_but_norms" (of the backbone), or only the "head"."""
         ...
 
     def reset_optimizer(self) -> None:
@@ -125,15 +127,15 @@ class SingleWorker:
         self.optimizer = make_optimizer(self.model)
         self._averaged = weights.averaged_variables(self.model) if self._ema else []
         self._averages = [tf.Variable(tf.convert_to_tensor(v), trainable=False) for v in self._averaged]
-        self._frozen = False
+        self._part: Part = "all"
         self._train = self._trace_train_step()
         self._evaluate = self._trace_evaluate_step()
 
-    def freeze_backbone(self, frozen: bool) -> None:
-        """See Strategy.freeze_backbone."""
-        if frozen != self._frozen:
-            set_backbone_trainable(self.model, not frozen)
-            self._frozen = frozen
+    def let_learn(self, part: Part) -> None:
+        """See Strategy.let_learn."""
+        if part != self._part:
+            set_backbone_trainable(self.model, part != "head", norms=part == "all")
+            self._part = part
             self._train = self._trace_train_step()
 
     def reset_optimizer(self) -> None:
