@@ -404,6 +404,18 @@ def test_no_group_straddles_two_splits(tmp_path):
     assert abs(result.written["train"] - 320) < 12 and abs(result.written["val"] - 40) < 12
 
 
+def test_a_group_follows_its_entry_that_the_source_holds_out(tmp_path):
+    held_out = {f"patient {n}": "val" if n < 20 else "test" for n in range(40)}
+    rows = [
+        ("ab"[n % 2], f"patient {n // 4}", held_out[f"patient {n // 4}"] if n % 4 == 3 else None) for n in range(160)
+    ]
+    result = make(table_source(tmp_path / "s", rows), tmp_path / "d")
+    splits: dict[str, set[str]] = {}
+    for split, _, _, _, group in examples(result.dataset):
+        splits.setdefault(group, set()).add(split)
+    assert splits == {group: {split} for group, split in held_out.items()}
+
+
 def test_the_splits_of_the_source_are_kept_and_a_missing_val_is_cut_from_train(tmp_path):
     rows = [("ab"[n % 2], None, "test" if n % 4 < 2 else ("train" if n % 8 < 4 else None)) for n in range(400)]
     result = make(table_source(tmp_path / "s", rows), tmp_path / "d")
@@ -479,6 +491,7 @@ def test_a_dataset_is_not_a_source(photos, tmp_path):
         ({"resize_short": 256}, "--resize-short goes with"),
         ({"val": 0.6, "test": 0.6}, "sum of at most"),
         ({"max_pixels": 0}, "--max-pixels 0"),
+        ({"seed": -1}, "--seed -1"),
         ({"class_names": ("a", "a")}, "'a' twice"),
     ],
 )

@@ -76,6 +76,8 @@ class IngestSettings:
             raise UsageError(f"--channels {self.channels} is not possible. Use 3 (RGB), 1 (grey) or auto.")
         if self.resize_short is not None and (self.size is None or self.fit != "crop"):
             raise UsageError("--resize-short goes with --size and --fit crop only.")
+        if self.seed < 0:
+            raise UsageError(f"--seed {self.seed} is below 0.")
         if self.max_pixels < 1:
             raise UsageError(f"--max-pixels {self.max_pixels} is below 1.")
         if self.class_names is not None and len(set(self.class_names)) != len(self.class_names):

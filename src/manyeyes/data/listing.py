@@ -28,6 +28,7 @@ class Listing:
         explicit_splits: the splits that the source names.
         free_by_label: entries without a group that may go to any split.
         free_by_group: group -> label -> entries that may go to any split.
+        held_out_groups: group -> "val" or "test", where the source puts an entry of the group.
     """
 
     class_names: tuple[str, ...] = ()
@@ -38,6 +39,7 @@ class Listing:
     explicit_splits: set[str] = field(default_factory=set)
     free_by_label: Counter[str] = field(default_factory=Counter)
     free_by_group: dict[str, Counter[str]] = field(default_factory=dict)
+    held_out_groups: dict[str, str] = field(default_factory=dict)
 
     @property
     def num_usable(self) -> int:
@@ -47,8 +49,9 @@ class Listing:
     def splitter(self, fractions: Fractions, seed: int) -> Callable[[SourceEntry, int], str]:
         """Return the function from an entry and its ordinal to its split.
 
-        An entry whose source says val or test stays there. The others are dealt by `fractions` if the source names no
-        split but train; if it names test but no val, only val is cut from them; else all are train.
+        An entry whose source says val or test stays there, and those of its group for which the source says nothing
+        follow it. The others are dealt by `fractions` if the source names no split but train; if it names test but no
+        val, only val is cut from them; else all are train.
         """
         if self.explicit_splits <= {"train"}:
             shares = fractions
@@ -64,6 +67,8 @@ class Listing:
             if entry.split in ("val", "test"):
                 return entry.split
             if entry.group is not None:
+                if entry.split is None and entry.group in self.held_out_groups:
+                    return self.held_out_groups[entry.group]
                 return of_group[entry.group]
             assert entry.label is not None
             return stratified.split_of(entry.label, ordinal)
@@ -109,6 +114,8 @@ def list_source(
                     listing.free_by_label[entry.label] += 1
                 else:
                     listing.free_by_group.setdefault(entry.group, Counter())[entry.label] += 1
+            elif entry.group is not None:
+                listing.held_out_groups.setdefault(entry.group, entry.split)
         scatter.add(entry.block, [*entry.to_json(), ordinal])
     listing.num_classes_found = len(found_labels)
     listing.class_names = known or tuple(sorted(found_labels, key=_sort_key(found_labels)))
