@@ -16,7 +16,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from manyeyes import storage
-from manyeyes.errors import UsageError
+from manyeyes.errors import StorageError, UsageError
 
 
 @pytest.fixture(params=["path", "file", "memory"])
@@ -162,3 +162,33 @@ def test_the_checksum_is_that_of_the_bytes(directory):
     uri = storage.join(directory, "file")
     storage.write_bytes(uri, b"abc")
     assert storage.sha256_of_file(uri) == "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
+
+
+def test_a_place_that_takes_no_file_is_named_in_one_line(tmp_path):
+    (tmp_path / "file").write_bytes(b"in the way")
+    with pytest.raises(StorageError, match=r"file/below/x\.bin can't be written: Not a directory") as caught:
+        storage.write_bytes(tmp_path / "file" / "below" / "x.bin", b"content")
+    assert caught.value.exit_code == 1
+    (tmp_path / "folder").mkdir()
+    with pytest.raises(StorageError, match="folder can't be written: Is a directory"):
+        storage.write_bytes(tmp_path / "folder", b"content")
+    storage.remove(tmp_path / "file" / "below")  # there is nothing, so nothing is to be done
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["file", "folder"]
+
+
+def test_a_full_disk_is_said_and_nothing_is_left(tmp_path):
+    script = (
+        "import resource, signal, sys; from manyeyes import storage\n"
+        "signal.signal(signal.SIGXFSZ, signal.SIG_IGN); resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))\n"
+        "storage.write_bytes(sys.argv[1], bytes(2000))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script, tmp_path / "x.bin"], capture_output=True, text=True, check=False
+    )
+    assert done.stderr.splitlines()[-1].startswith(f"manyeyes.errors.StorageError: {tmp_path}/x.bin can't be written: ")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_what_the_caller_fails_to_read_while_it_publishes_stays_what_it_was(tmp_path):
+    with pytest.raises(FileNotFoundError), storage.publish(tmp_path / "x.bin") as file:
+        file.write((tmp_path / "source" / "none.bin").read_bytes())

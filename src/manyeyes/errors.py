@@ -1,6 +1,7 @@
 """Every exception that Manyeyes raises on purpose, and the exit code that the command line gives it.
 
     ManyeyesError                    1   something failed that is not the user's mistake
+    ├── StorageError                 1   a file can't be written: no space, no permission, no such place
     ├── UsageError                   2   an option, a path or a setting is wrong
     │   ├── ConfigError              2   a recipe or a setting has an unknown key or a bad value
     │   └── MissingExtraError        2   an optional part is not installed; says which extra to install
@@ -42,6 +43,20 @@ class ManyeyesError(Exception):
     """Base of all errors that Manyeyes raises on purpose."""
 
     exit_code = 1
+
+
+class StorageError(ManyeyesError, OSError):
+    """A file can't be written.
+
+    Args:
+        errno, strerror: as in OSError, e.g. 28, "No space left on device".
+        filename: the URI of the file.
+    """
+
+    def __str__(self) -> str:
+        if self.strerror is None:
+            return super().__str__()
+        return f"{self.filename} can't be written: {self.strerror}. Free space there, or choose another place."
 
 
 class UsageError(ManyeyesError):

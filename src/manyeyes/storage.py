@@ -8,6 +8,7 @@ import io
 import json
 import os
 import posixpath
+import re
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,7 +17,7 @@ from typing import IO, Any
 import fsspec
 from fsspec.core import url_to_fs
 
-from manyeyes.errors import MissingExtraError, UsageError
+from manyeyes.errors import MissingExtraError, StorageError, UsageError
 
 # A file that is being written; readers and listings pass over it.
 ASIDE_MARK = ".aside-"
@@ -106,7 +107,7 @@ def make_directory(uri: str | os.PathLike[str]) -> None:
 def remove(uri: str | os.PathLike[str], *, recursive: bool = False) -> None:
     """Remove what is at `uri`, if anything."""
     fs, path = filesystem(uri)
-    with contextlib.suppress(FileNotFoundError):
+    with contextlib.suppress(FileNotFoundError, NotADirectoryError):
         fs.rm(path, recursive=recursive)
 
 
@@ -126,6 +127,10 @@ def publish(uri: str | os.PathLike[str]) -> Iterator[IO[bytes]]:
 
     The bytes go to a file beside `uri`, which is renamed on a clean exit and removed on an exception. An object store
     (S3) has no rename: there the bytes are kept in memory and sent by one PUT, which is as atomic.
+
+    Raises:
+        StorageError: a file on this machine can't be written. (What a remote file system raises may be mended by
+            another attempt, so it is left as it is.)
     """
     fs, path = filesystem(uri)
     parent = posixpath.dirname(path)
@@ -135,9 +140,9 @@ def publish(uri: str | os.PathLike[str]) -> Iterator[IO[bytes]]:
         fs.makedirs(parent, exist_ok=True)
         fs.pipe_file(path, buffer.getvalue())
         return
-    fs.makedirs(parent, exist_ok=True)
     aside = posixpath.join(parent, f"{ASIDE_MARK}{uuid.uuid4().hex[:12]}-{posixpath.basename(path)}")
     try:
+        fs.makedirs(parent, exist_ok=True)
         if is_local(uri):
             with open(aside, "wb") as local_file:
                 yield local_file
@@ -150,9 +155,15 @@ def publish(uri: str | os.PathLike[str]) -> Iterator[IO[bytes]]:
             with contextlib.suppress(FileNotFoundError):
                 fs.rm(path)
             fs.mv(aside, path)
-    except BaseException:
+    except BaseException as error:
         with contextlib.suppress(Exception):
             fs.rm(aside)
+        if not isinstance(error, OSError) or isinstance(error, StorageError):
+            raise
+        # Where it names a file elsewhere, it is of what the caller was reading.
+        if is_local(uri) and error.errno and error.filename in (None, aside, *map(str, Path(aside).parents)):
+            named = re.sub(rf"{re.escape(ASIDE_MARK)}[0-9a-f]+-", "", os.fspath(uri))
+            raise StorageError(error.errno, error.strerror, named) from error
         raise
 
 

@@ -17,7 +17,8 @@ VERBS = ("ingest", "train", "evaluate", "export", "predict", "serve")
 
 app = typer.Typer(
     name="manyeyes",
-    help="From labelled images to a recogniser that answers in real time: ingest, train, evaluate, export, predict, serve.",
+    help="From labelled images to a recogniser that answers in real time.\n\n"
+    "Start with: `manyeyes ingest FOLDER DATASET`; every verb ends by saying the next.",
     no_args_is_help=True,
     add_completion=True,
     pretty_exceptions_enable=False,
@@ -46,7 +47,10 @@ def _main(
 def run() -> None:
     """Entry point: a known error becomes one line on standard error and its exit code (see manyeyes.errors)."""
     try:
-        app()
+        try:
+            app()
+        finally:
+            sys.stdout.flush()
     except ManyeyesError as error:
         print(f"manyeyes: error: {error}", file=sys.stderr)
         sys.exit(error.exit_code)
@@ -54,6 +58,11 @@ def run() -> None:
         # The reader of our output went away (`manyeyes … | head`): end quietly.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(0)
+    except OSError as error:
+        # The machine's answer, not a fault of the program: no permission, no space, too many open files.
+        where = f"{error.filename}: " if error.filename else ""
+        print(f"manyeyes: error: {where}{error.strerror or error}", file=sys.stderr)
+        sys.exit(ManyeyesError.exit_code)
     except KeyboardInterrupt:
         print("manyeyes: interrupted", file=sys.stderr)
         sys.exit(130)

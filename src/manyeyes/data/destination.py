@@ -69,7 +69,7 @@ def claim(dataset: str, identity: dict[str, Any], overwrite: bool) -> None:
         storage.make_directory(dataset)
         storage.write_json(storage.join(dataset, INGEST, _JOB_NAME), identity)
     except OSError as error:
-        raise UsageError(f"{dataset} can't be written: {error}. Choose another place or free this one.") from None
+        raise UsageError(f"{dataset} can't be written: {error.strerror or error}. Choose another place.") from None
 
 
 def _difference(old: dict[str, Any], new: dict[str, Any]) -> str:

@@ -97,7 +97,8 @@ def save(directory: str, state: TrainState, arrays: Arrays) -> str:
     except OSError as error:
         storage.remove(aside, recursive=True)
         raise CheckpointError(
-            f"The checkpoint {target} can't be written: {error}. Free some space, then go on with --resume."
+            f"The checkpoint {target} can't be written: {error.strerror or error}. "
+            "Free some space, then go on with --resume."
         ) from error
     return name
 
