@@ -112,6 +112,17 @@ def test_any_number_of_workers_and_any_cut_give_the_same_numbers(
     assert drawn == [(done, 96) for done in (0, 16, 32, 48, 64, 80, 96)]
 
 
+def test_the_manifest_of_a_dataset_is_read_once_however_many_tasks_there_are(small_bundle, small_dataset, monkeypatch):
+    opened = []
+    verify = Dataset.verify
+    monkeypatch.setattr(
+        Dataset, "verify", lambda dataset, how="full": (opened.append(dataset.uri), verify(dataset, how))
+    )
+    monkeypatch.setattr(evaluate_module, "TASK_EXAMPLES", 1)
+    assert evaluate(small_bundle, small_dataset, split="train", engine=InlineEngine()).metrics.num_examples == 96
+    assert opened == [small_dataset]
+
+
 def test_the_logits_of_an_image_do_not_depend_on_its_neighbours(small_run, small_dataset):
     images, _ = examples_of(small_dataset, "test")
     logits_of = Recogniser.open(small_run).load(batch_size=8)

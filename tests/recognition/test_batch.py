@@ -151,6 +151,18 @@ def test_the_stored_images_of_a_dataset_are_recognised_as_they_are(
     assert predict(small_bundle, small_dataset, str(out), engine=inline).num_seen == 171
 
 
+def test_the_manifest_of_a_dataset_is_read_once_however_many_tasks_there_are(
+    small_bundle: str, small_dataset: str, tmp_path: Path, inline: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    opened = []
+    verify = Dataset.verify
+    monkeypatch.setattr(
+        Dataset, "verify", lambda dataset, how="full": (opened.append(dataset.uri), verify(dataset, how))
+    )
+    assert predict(small_bundle, small_dataset, str(tmp_path / "out.parquet"), engine=inline).num_seen == 171
+    assert opened == [small_dataset]
+
+
 def test_a_dataset_of_original_bytes_is_answered_as_the_folder_it_was_made_of(
     small_bundle: str, tmp_path: Path, inline: Any
 ) -> None:

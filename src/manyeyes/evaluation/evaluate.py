@@ -105,7 +105,7 @@ def evaluate(
     data = Dataset(dataset)
     chosen = data.split(split)
     _require_same_classes(recogniser, data)
-    job = _Job(recogniser, data.uri, remaining_preprocessing(recogniser.preprocessing, data.preprocessing), batch_size)
+    job = _Job(recogniser, data, remaining_preprocessing(recogniser.preprocessing, data.preprocessing), batch_size)
     _require_same_shape(job, data)
     if engine is None:
         engine = create_engine("inline" if recogniser.kind == "run" else "local")
@@ -137,7 +137,7 @@ def evaluate(
 @dataclass(frozen=True)
 class _Job:
     recogniser: Recogniser
-    dataset: str
+    dataset: Dataset
     preprocessing: Preprocessing  # from a stored image to the model's input
     batch_size: int
 
@@ -186,7 +186,7 @@ def _evaluate_part(job: _Job, part: _Part) -> ClassificationSums:
             sums += ClassificationSums.from_logits(logits, labels)
         except ValueError as error:
             raise ManyeyesError(
-                f"{job.recogniser.uri} can't be evaluated on {storage.join(job.dataset, part.shard.name)}: {error}"
+                f"{job.recogniser.uri} can't be evaluated on {job.dataset.shard_uri(part.shard)}: {error}"
             ) from None
     return sums
 
@@ -195,7 +195,7 @@ def _batches(job: _Job, part: _Part) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """Yield (uint8 images, int32 labels) of batch_size examples, the last of fewer."""
     images: list[np.ndarray] = []
     labels: list[int] = []
-    with Dataset(job.dataset).open_shard(part.shard) as reader:
+    with job.dataset.open_shard(part.shard) as reader:
         for index in part.row_groups:
             rows = reader.read(index)
             for path, stored, label in zip(rows.paths, rows.images, rows.labels.tolist(), strict=True):
@@ -212,10 +212,10 @@ def _preprocess(job: _Job, path: str, stored: np.ndarray | bytes) -> np.ndarray:
     try:
         image = job.preprocessing(stored) if isinstance(stored, bytes) else job.preprocessing.apply(stored)
     except ImageError as error:
-        raise DatasetError(f"{job.dataset}: {path} can't be decoded ({error}). Ingest again.") from None
+        raise DatasetError(f"{job.dataset.uri}: {path} can't be decoded ({error}). Ingest again.") from None
     if image.shape != job.recogniser.input_shape:
         raise DatasetError(
-            f"{job.dataset}: {path} becomes an image of {image.shape}, but {job.recogniser.uri} takes "
+            f"{job.dataset.uri}: {path} becomes an image of {image.shape}, but {job.recogniser.uri} takes "
             f"{job.recogniser.input_shape}. Ingest with the size that the model was trained with."
         )
     return image

@@ -93,15 +93,14 @@ class SourceInput:
 
 @dataclass(frozen=True)
 class DatasetInput:
-    """The examples of a dataset, of one split or all."""
+    """The examples of a dataset, of one split or all; opened once, by the driver."""
 
-    uri: str
+    dataset: Dataset
     split: str | None = None
 
     def partitions(self, skipped: dict[str, int]) -> Iterator[Partition]:
         """See Input.partitions: a row group each."""
-        dataset = Dataset(self.uri)
-        shards = dataset.split(self.split).shards if self.split else dataset.manifest.shards
+        shards = self.dataset.split(self.split).shards if self.split else self.dataset.manifest.shards
         places = [(shard, row_group) for shard in shards for row_group in range(len(shard.row_group_rows))]
         for index, (shard, row_group) in enumerate(places):
             yield Partition(index, shard=shard, row_group=row_group)
@@ -109,13 +108,13 @@ class DatasetInput:
     def read(self, partition: Partition) -> Iterator[tuple[str, bytes | np.ndarray | ImageError]]:
         """See Input.read."""
         assert partition.shard is not None
-        with Dataset(self.uri).open_shard(partition.shard) as reader:
+        with self.dataset.open_shard(partition.shard) as reader:
             rows = reader.read(partition.row_group)
         yield from zip(rows.paths, rows.images, strict=True)
 
     def preprocessing(self, chain: Preprocessing) -> Preprocessing:
         """See Input.preprocessing: the steps that ingest has not done yet."""
-        return remaining_preprocessing(chain, Dataset(self.uri).preprocessing)
+        return remaining_preprocessing(chain, self.dataset.preprocessing)
 
 
 def open_input(source: str, split: str | None = None) -> Input:
@@ -125,7 +124,7 @@ def open_input(source: str, split: str | None = None) -> Input:
         SourceError: nothing is there, or it is nothing of these.
     """
     if storage.exists(storage.join(source, MANIFEST_NAME)):
-        return DatasetInput(source, split)
+        return DatasetInput(Dataset(source), split)
     if split is not None:
         raise SourceError(f"{source} is not a dataset, so it has no split {split!r}. Leave the split out.")
     if storage.exists(source):
