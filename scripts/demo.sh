@@ -34,6 +34,6 @@ else
 fi
 show evaluate "$run" "$dataset" --split test
 [ -f "$bundle/bundle.json" ] || show export "$run" "$bundle"
-show predict "$bundle" "$dataset" "$demo/predictions-$recipe.jsonl"
+show predict "$bundle" "$dataset" "$demo/predictions-$recipe.jsonl" --split test
 
 printf '\nThe recogniser is in %s. Serve it, then drop an image on its page:\n\n  %s serve %s\n\n' "$bundle" "$manyeyes" "$bundle"

@@ -94,9 +94,7 @@ def digits(target: Path) -> str:
         subprocess.run([sys.executable, "-m", "pip", "install", "--quiet", "scikit-learn"], check=True)
     from sklearn.datasets import load_digits
 
-    say(
-        "NOT Fashion-MNIST: using scikit-learn's 1,797 handwritten digits instead; the figures of the recipe don't apply"
-    )
+    say("NOT Fashion-MNIST: scikit-learn's 1,797 digits stand in, and the recipe's figures don't apply")
     data = load_digits()
     images = np.stack([cv2.resize((image * 15.9375).astype(np.uint8), (28, 28)) for image in data.images])
     folder = target / "digits"
@@ -117,9 +115,7 @@ def photos(target: Path) -> str:
     if not stamps.is_dir():
         say("unpacking Debian's tuxpaint-stamps-default (161 MB)")
         if debian_package("tuxpaint-stamps-default", target / "debian") is None:
-            sys.exit(
-                "demo data: the Debian package tuxpaint-stamps-default can't be had here. Use a folder of your own photos."
-            )
+            sys.exit("demo data: Debian's tuxpaint-stamps-default can't be had here. Use a folder of your own photos.")
     table = target / "photos.csv"
     with table.open("w", newline="") as file:
         writer = csv.writer(file)
