@@ -1,6 +1,6 @@
 """Bring the demo's data: `python scripts/demo_data.py fashion-mnist|photos TARGET`; prints the source URI to ingest.
 
-Fashion-MNIST comes from the Debian package dataset-fashion-mnist (unpacked without root if it is not installed), else by
+Fashion-MNIST comes from the Debian package dataset-fashion-mnist (unpacked without root if not installed), else by
 Keras' own download, else scikit-learn's digits stand in, and the script says so. The photos are the ones among Debian's
 tuxpaint-stamps-default, labelled by their folder.
 """
