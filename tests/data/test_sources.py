@@ -231,6 +231,21 @@ def test_a_gzipped_idx_file_that_is_cut_short_is_refused(tmp_path, digits):
         list(open_source(str(tmp_path)).entries())
 
 
+@pytest.mark.parametrize("name", ["train-images-idx3-ubyte", "train-images-idx3-ubyte.gz", "a.parquet"])
+def test_a_container_that_was_written_anew_is_read_anew(tmp_path, digits, name):
+    for images in (digits, digits[:, ::-1].copy(), np.concatenate([digits] * 2, axis=1)):
+        if name.endswith(".parquet"):
+            pq.write_table(
+                pa.table({"image": [image.tobytes() for image in images], "label": range(7)}), tmp_path / name
+            )
+        else:
+            pack = gzip.compress if name.endswith(".gz") else bytes
+            put(tmp_path, {name: pack(idx(images)), "train-labels-idx1-ubyte": idx(np.arange(7, dtype=np.uint8))})
+        source = open_source(str(tmp_path))
+        for entry, image in zip(read_all(source)[0], images, strict=True):
+            assert bytes(source.read(entry)) == image.tobytes()
+
+
 # WebDataset
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -184,6 +185,17 @@ def label_text(value: Any) -> str | None:
         value = int(value)
     text = str(value).strip()
     return text or None
+
+
+def file_version(uri: str) -> tuple[int, ...]:
+    """A part of the key of what is kept of a container: another where a local file was written anew, else ()."""
+    if not storage.is_local(uri):
+        return ()
+    try:
+        status = os.stat(uri.removeprefix("file://"))  # noqa: PTH116
+    except OSError:
+        return ()  # reading it will say so
+    return status.st_mtime_ns, status.st_size
 
 
 def read_image_file(uri: str, start: int | None = None, end: int | None = None) -> bytes:

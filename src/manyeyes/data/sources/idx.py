@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from manyeyes import storage
-from manyeyes.data.sources.base import Skipped, SourceEntry, read_image_file, split_of_name
+from manyeyes.data.sources.base import Skipped, SourceEntry, file_version, read_image_file, split_of_name
 from manyeyes.errors import ImageError, Reason, SourceError
 
 _IMAGES_NAME = re.compile(r"^(?P<prefix>.*?)[-_.]?images[-.]idx[34]-ubyte(?P<gz>\.gz)?$")
@@ -84,10 +84,10 @@ class IdxSource:
         """See Source.read; pixels, not encoded bytes."""
         (index,) = entry.locator
         if entry.uri.endswith(".gz"):
-            images = _load_cached(entry.uri)
+            images = _load_cached(entry.uri, file_version(entry.uri))
             image = images[index]
             return image.reshape(*image.shape[:2], -1)
-        header = _header_cached(entry.uri)
+        header = _header_cached(entry.uri, file_version(entry.uri))
         shape = _image_shape(entry.uri, header)
         start = header.offset + index * int(np.prod(shape))
         content = read_image_file(entry.uri, start, start + int(np.prod(shape)))
@@ -155,7 +155,9 @@ def _read_header(uri: str) -> _Header:
     return _parse_header(uri, content)
 
 
-_header_cached = functools.lru_cache(maxsize=16)(_read_header)
+@functools.lru_cache(maxsize=16)
+def _header_cached(uri: str, version: tuple[int, ...]) -> _Header:
+    return _read_header(uri)
 
 
 def _check_length(uri: str, header: _Header, num_bytes: int) -> None:
@@ -179,7 +181,9 @@ def _load(uri: str) -> np.ndarray:
 
 
 # A gzipped file has no random access: a worker unpacks it once, and keeps two, as tasks of two splits take turns.
-_load_cached = functools.lru_cache(maxsize=2)(_load)
+@functools.lru_cache(maxsize=2)
+def _load_cached(uri: str, version: tuple[int, ...]) -> np.ndarray:
+    return _load(uri)
 
 
 def _image_shape(uri: str, header: _Header) -> tuple[int, int, int]:

@@ -13,7 +13,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from manyeyes import storage
-from manyeyes.data.sources.base import Skipped, SourceEntry, check_split, label_text, split_of_file
+from manyeyes.data.sources.base import Skipped, SourceEntry, check_split, file_version, label_text, split_of_file
 from manyeyes.errors import ImageError, Reason, SourceError
 
 
@@ -53,7 +53,8 @@ class ParquetSource:
     def read(self, entry: SourceEntry) -> bytes:
         """See Source.read; the row group stays in the worker's memory for the next entry."""
         row_group, row = entry.locator
-        content = _load_row_group(entry.uri, self.image_column, row_group)[row].as_py()
+        column = _load_row_group(entry.uri, file_version(entry.uri), self.image_column, row_group)
+        content = column[row].as_py()
         if content is None:
             raise ImageError(Reason.EMPTY, "the image cell has no bytes")
         return content
@@ -135,7 +136,7 @@ def _open(uri: str) -> pq.ParquetFile:
 
 
 @functools.lru_cache(maxsize=2)
-def _load_row_group(uri: str, image_column: str, row_group: int) -> pa.Array:
+def _load_row_group(uri: str, version: tuple[int, ...], image_column: str, row_group: int) -> pa.Array:
     with _open(uri) as file:
         try:
             column = (
