@@ -26,6 +26,7 @@ def test_later_settings_win_over_the_recipe(tmp_path: Path) -> None:
         ("train.epoch=3", "Unknown setting train.epoch. Did you mean epochs?"),
         ("trian.epochs=3", "Did you mean train?"),
         ("train.epochs=0", "train.epochs=0 must be at least 1"),
+        ("train.seed=4294967296", "must be below 4294967296"),
         ("train.precision=int8", "is not one of auto, float32, bfloat16, float16"),
         ("optimizer.name=adam", "is not one of sgd, adamw, lamb, lars, muon"),
         ("optimizer.learning_rate=-1", "must be above 0"),

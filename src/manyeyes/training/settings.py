@@ -197,6 +197,8 @@ class LoopSettings:
         ):
             if getattr(self, name) < 0:
                 raise ConfigError(f"train.{name}={getattr(self, name)} must not be below 0.")
+        if self.seed >= 2**32:
+            raise ConfigError(f"train.seed={self.seed} must be below {2**32}.")
         if not 0 <= self.label_smoothing < 1:
             raise ConfigError(f"train.label_smoothing={self.label_smoothing} must be in [0, 1).")
         if not self.unfrozen_scale > 0:
