@@ -491,6 +491,7 @@ def test_a_dataset_is_not_a_source(photos, tmp_path):
         ({"resize_short": 256}, "--resize-short goes with"),
         ({"val": 0.6, "test": 0.6}, "sum of at most"),
         ({"max_pixels": 0}, "--max-pixels 0"),
+        ({"size": None, "max_pixels": 200_000_000}, "--max-pixels 200000000 would keep originals"),
         ({"seed": -1}, "--seed -1"),
         ({"class_names": ("a", "a")}, "'a' twice"),
     ],

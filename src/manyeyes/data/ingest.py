@@ -220,6 +220,11 @@ def _writer(source: Source, dataset: str, settings: IngestSettings, class_names:
         encoding = "raw" if is_small else "jpeg"
     if encoding == "raw" and shape is None:
         raise UsageError("--encoding raw stores pixels of one size. Say which with --size, e.g. --size 160.")
+    if shape is None and settings.max_pixels > DecodeLimits().max_pixels:
+        raise UsageError(
+            f"--max-pixels {settings.max_pixels} would keep originals that training refuses to decode. "
+            f"Use at most {DecodeLimits().max_pixels}, or --size."
+        )
     return ShardWriter(
         dataset=dataset,
         encoding=encoding,
