@@ -90,6 +90,14 @@ def test_one_flipped_bit_fails_the_checksum(dataset):
         Dataset(dataset.uri, verify="auto")
 
 
+def test_a_dataset_of_another_decoder_is_not_called_damaged(dataset):
+    of_another = {**dataset.manifest.preprocessing, "decoder": "opencv-9"}
+    dataclasses.replace(dataset.manifest, preprocessing=of_another).save(dataset.uri)
+    with pytest.raises(DatasetError, match=r"made with the decoder 'opencv-9'.* Use the version of Manyeyes") as caught:
+        Dataset(dataset.uri)
+    assert "damaged" not in str(caught.value)
+
+
 def test_a_changed_preprocessing_is_noticed(dataset):
     dataclasses.replace(dataset.manifest, preprocessing_fingerprint="0" * 16).save(dataset.uri)
     with pytest.raises(DatasetError, match="fingerprint"):

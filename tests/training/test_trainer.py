@@ -198,6 +198,19 @@ def test_a_run_that_died_before_its_first_checkpoint_resumes_from_the_start(
     assert last_weights(tmp_path / "run") == last_weights(out)
 
 
+def test_a_run_that_is_older_than_a_setting_resumes(small_dataset: str, tmp_path: Path) -> None:
+    def stop(event: Event) -> None:
+        raise StopNowError
+
+    with pytest.raises(StopNowError):
+        run_tiny(small_dataset, tmp_path / "run", "train.epochs=1", on_event=stop)
+    config_file = tmp_path / "run" / "config.json"
+    values = json.loads(config_file.read_text())
+    del values["settings"]["train"]["freeze_norms"]
+    config_file.write_text(json.dumps(values))
+    assert train(small_dataset, str(tmp_path / "run"), resume=True).epochs == 1
+
+
 def test_a_damaged_checkpoint_is_passed_over_on_resume(small_dataset: str, tmp_path: Path) -> None:
     out = tmp_path / "run"
     run_tiny(small_dataset, out)
@@ -276,7 +289,10 @@ def test_another_input_size_is_made_of_the_stored_one(small_dataset: str, tmp_pa
 @pytest.mark.parametrize(
     ("assignments", "message"),
     [
-        (["train.global_batch_size=97"], "is larger than the split 'train' with 96 examples. Use at most 96"),
+        (
+            ["train.global_batch_size=97"],
+            "is larger than the split 'train' with 96 examples. Use at most --batch-size 96",
+        ),
         (["data.image_size=[1, 1]"], "can't take images of 1 x 1"),
         (["model.name=cmn"], "There is no model 'cmn'. Did you mean cnn"),
         (["model.num_classes=4"], "come from the dataset"),

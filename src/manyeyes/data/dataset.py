@@ -12,11 +12,12 @@ import pyarrow.parquet as pq
 
 from manyeyes import storage
 from manyeyes.data.manifest import SHARDS, Manifest, ShardInfo
-from manyeyes.errors import DatasetError
+from manyeyes.errors import ConfigError, DatasetError
 from manyeyes.imaging.preprocessing import Preprocessing
 
 # Below this a dataset is checked against its SHA-256 sums when it is opened for training; above, page by page.
 FULL_CHECK_BYTES = 1 << 30
+_MEND = "Restore the file, or ingest again with --overwrite."
 
 
 @dataclass(frozen=True)
@@ -77,18 +78,21 @@ class Dataset:
             SHA-256; "auto" is full below 1 GiB. The pages that are read later are always checked by their own CRC.
 
     Raises:
-        DatasetError: no manifest, a missing or damaged shard.
+        DatasetError: no manifest, a missing or damaged shard, or another decoder made it.
     """
 
     def __init__(self, uri: str, verify: str = "size") -> None:
         self.uri = str(uri)
         self.manifest = Manifest.load(self.uri)
-        self.preprocessing = Preprocessing.from_dict(self.manifest.preprocessing)
+        try:
+            self.preprocessing = Preprocessing.from_dict(self.manifest.preprocessing)
+        except ConfigError as error:
+            raise DatasetError(f"{self.uri} can't be used: {error}") from None
         if self.preprocessing.fingerprint != self.manifest.preprocessing_fingerprint:
             raise DatasetError(
                 f"{self.uri}: the preprocessing in the manifest has fingerprint {self.preprocessing.fingerprint}, "
                 f"but the dataset was written with {self.manifest.preprocessing_fingerprint}. "
-                "The manifest was changed; ingest again."
+                "The manifest was changed; ingest again with --overwrite."
             )
         self.verify(verify)
 
@@ -131,17 +135,12 @@ class Dataset:
             try:
                 size = storage.size_bytes(uri)
             except FileNotFoundError:
-                raise DatasetError(
-                    f"{uri} is missing, but the manifest lists it. Restore it or ingest again."
-                ) from None
+                raise DatasetError(f"{uri} is missing, but the manifest lists it. {_MEND}") from None
             if size != shard.size_bytes:
-                raise DatasetError(
-                    f"{uri} has {size} bytes, the manifest says {shard.size_bytes}. Restore the file or ingest again."
-                )
+                raise DatasetError(f"{uri} has {size} bytes, the manifest says {shard.size_bytes}. {_MEND}")
             if how == "full" and (found := storage.sha256_of_file(uri)) != shard.sha256:
                 raise DatasetError(
-                    f"{uri} fails its checksum: SHA-256 {found[:12]}…, the manifest says {shard.sha256[:12]}…. "
-                    "Restore the file or ingest again."
+                    f"{uri} fails its checksum: SHA-256 {found[:12]}…, the manifest says {shard.sha256[:12]}…. {_MEND}"
                 )
 
     def open_shard(self, shard: ShardInfo) -> ShardReader:
@@ -168,7 +167,7 @@ class ShardReader:
             else:
                 self._file = pq.ParquetFile(storage.open_read(uri), page_checksum_verification=True)
         except (pa.ArrowException, OSError) as error:
-            raise DatasetError(f"{uri} can't be read: {error}. Restore the file or ingest again.") from None
+            raise DatasetError(f"{uri} can't be read: {error}. {_MEND}") from None
 
     def __enter__(self) -> ShardReader:
         return self
@@ -189,9 +188,7 @@ class ShardReader:
         try:
             table = self._file.read_row_group(index, columns=list(columns), use_threads=False)
         except (pa.ArrowException, OSError) as error:
-            raise DatasetError(
-                f"{self.uri} fails its checksum in row group {index}: {error}. Restore the file or ingest again."
-            ) from None
+            raise DatasetError(f"{self.uri} fails its checksum in row group {index}: {error}. {_MEND}") from None
         image = table.column("image").combine_chunks()
         if isinstance(image, pa.ChunkedArray):
             image = image.chunk(0)

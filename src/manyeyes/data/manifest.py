@@ -139,15 +139,15 @@ class Manifest:
                 f"Run manyeyes ingest again with the same arguments; it goes on where it stopped."
             ) from None
         except ValueError as error:
-            raise DatasetError(f"{uri} is damaged: {error}. Restore it or ingest again.") from None
+            raise DatasetError(f"{uri} is damaged: {error}. Restore it, or ingest again with --overwrite.") from None
         if not isinstance(values, dict) or values.get("format") != FORMAT:
             raise DatasetError(f"{uri} is not the manifest of a Manyeyes dataset.")
         if values.get("format_version") != FORMAT_VERSION:
             raise DatasetError(
                 f"{uri} has format version {values.get('format_version')}, this Manyeyes reads {FORMAT_VERSION}. "
-                "Ingest again."
+                "Ingest again with --overwrite."
             )
         try:
             return config.from_dict(cls, values)
         except ConfigError as error:
-            raise DatasetError(f"{uri} is damaged: {error}") from None
+            raise DatasetError(f"{uri} can't be used: {error}") from None

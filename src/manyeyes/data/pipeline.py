@@ -259,7 +259,7 @@ class InputPipeline:
         except ImageError as error:
             raise DatasetError(
                 f"{self.dataset.uri}: {rows.path(example_index)} (example {example_index} of split {self.split.name!r})"
-                f" can't be used: {error}. Ingest again; it puts such images in quarantine."
+                f" can't be used: {error}. Ingest again with --overwrite: that puts such images in quarantine."
             ) from error
 
 

@@ -61,7 +61,10 @@ class Preprocessing:
         if self.channels not in (1, 3):
             raise ConfigError(f"channels={self.channels} is not possible. Use 3 (RGB) or 1 (grey).")
         if self.decoder != DECODER:
-            raise ConfigError(f"decoder={self.decoder!r} makes other pixels than {DECODER!r}, which this Manyeyes has.")
+            raise ConfigError(
+                f"it was made with the decoder {self.decoder!r}, and {DECODER!r}, which this Manyeyes has, gives other "
+                "pixels. Use the version of Manyeyes that made it, or make it again."
+            )
         for step in self.steps:
             if step.height < 1 or step.width < 1:
                 raise ConfigError(

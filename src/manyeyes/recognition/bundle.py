@@ -235,7 +235,7 @@ def _read_info(bundle_uri: str) -> BundleInfo:
         info = config.from_dict(BundleInfo, values)
         preprocessing = Preprocessing.from_dict(info.preprocessing)
     except ConfigError as error:
-        raise BundleError(f"{uri} is damaged: {error}") from None
+        raise BundleError(f"{uri} can't be used: {error}") from None
     if preprocessing.fingerprint != info.preprocessing_fingerprint:
         raise BundleError(
             f"{uri}: the preprocessing has fingerprint {preprocessing.fingerprint}, but the model was exported with "

@@ -220,7 +220,12 @@ def _comparison_images(dataset_uri: str, trained: Run, num_images: int) -> tuple
     Returns:
         the images as stored, decoded and of bounded size, and the model inputs, uint8 (n, height, width, channels).
     """
-    dataset = Dataset(dataset_uri)
+    try:
+        dataset = Dataset(dataset_uri)
+    except DatasetError as error:
+        if dataset_uri != trained.dataset:
+            raise
+        raise DatasetError(f"The run's own dataset can't be used: {error} Or give another by --dataset.") from None
     left = remaining_preprocessing(trained.preprocessing, dataset.preprocessing)
     name = next((name for name in ("val", "test", "train") if name in dataset.split_names), None)
     if name is None:

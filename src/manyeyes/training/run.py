@@ -85,7 +85,7 @@ class Run:
         try:
             run = config.from_dict(cls, {**values, "uri": str(run_uri)})
         except ConfigError as error:
-            raise UsageError(f"{uri} is damaged: {error}") from None
+            raise UsageError(f"{uri} can't be used: {error}") from None
         if run.preprocessing.fingerprint != fingerprint:
             raise UsageError(
                 f"{uri}: the preprocessing does not have its fingerprint {fingerprint}. Restore it or train again."

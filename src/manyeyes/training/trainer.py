@@ -168,7 +168,9 @@ def _run_before(out: str, resume: bool) -> Run | None:
 
 
 def _require_same_settings(before: Run, settings: TrainSettings) -> None:
-    differing = [key for key in differing_keys(before.settings, config.to_dict(settings)) if key not in KEEPING]
+    # A setting that is newer than the run has its default in it.
+    of_run = config.to_dict(TrainSettings.load(base=before.settings))
+    differing = [key for key in differing_keys(of_run, config.to_dict(settings)) if key not in KEEPING]
     if differing:
         raise UsageError(
             f"{before.uri} was started with other settings: {', '.join(differing)} differ. "
@@ -217,7 +219,7 @@ def _pipelines(data: Dataset, run: Run, settings: TrainSettings) -> tuple[InputP
     if loop.global_batch_size > num_examples:
         raise UsageError(
             f"global_batch_size={loop.global_batch_size} is larger than the split {settings.data.train_split!r} with "
-            f"{num_examples} examples. Use at most {num_examples}."
+            f"{num_examples} examples. Use at most --batch-size {num_examples}."
         )
     extra = run.extra_preprocessing if run.extra_preprocessing.steps else None
     train_pipeline = InputPipeline(
