@@ -20,9 +20,12 @@ EngineName = Annotated[
     str, typer.Option("--engine", help=f"Where the job runs: {', '.join(ENGINE_NAMES)}.", rich_help_panel="Execution")
 ]
 NumWorkers = Annotated[
-    int | None, typer.Option("--workers", help="Number of worker processes; default: one per core.", rich_help_panel="Execution")
+    int | None,
+    typer.Option("--workers", help="Number of worker processes; default: one per core.", rich_help_panel="Execution"),
 ]
-JsonOutput = Annotated[bool, typer.Option("--json", help="Print the result as JSON on standard output and nothing else there.")]
+JsonOutput = Annotated[
+    bool, typer.Option("--json", help="Print the result as JSON on standard output and nothing else there.")
+]
 
 
 def console() -> Console:
