@@ -54,6 +54,11 @@ def join(uri: str | os.PathLike[str], *parts: str) -> str:
     return posixpath.join(os.fspath(uri), *parts)
 
 
+def is_file_name(text: str) -> bool:
+    """Whether `text` names a file in a directory, and nothing outside of it: what an artifact lists is not trusted."""
+    return text not in ("", ".", "..") and not set(text) & set("/\\")
+
+
 def exists(uri: str | os.PathLike[str]) -> bool:
     """Whether a file or a directory is at `uri`."""
     fs, path = filesystem(uri)

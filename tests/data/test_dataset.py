@@ -53,6 +53,14 @@ def test_arrays_outlive_the_file(dataset, images):
     assert np.array_equal(group.images, images[20:40])
 
 
+def test_a_manifest_that_lists_files_elsewhere_is_refused(dataset, tmp_path):
+    shard = dataset.manifest.shards[0]
+    elsewhere = dataclasses.replace(shard, name=f"../../{Path(dataset.uri).name}/shards/{shard.name}")
+    dataclasses.replace(dataset.manifest, shards=(elsewhere,)).save(str(tmp_path))
+    with pytest.raises(DatasetError, match="is not a file of the dataset"):
+        Dataset(str(tmp_path))
+
+
 def test_a_split_that_is_not_there_names_those_that_are(dataset):
     with pytest.raises(DatasetError, match=r"no split 'test'\. It has: train"):
         dataset.split("test")

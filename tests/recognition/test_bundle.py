@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import dataclasses
 import json
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from manyeyes import config
 from manyeyes.errors import BundleError
 from manyeyes.recognition.bundle import GOLDEN_NAME, INFO_NAME, MODEL_NAME, Bundle, GoldenExamples
 
@@ -45,6 +47,15 @@ def test_a_changed_preprocessing_field_is_refused(bundle_copy: Path, field: str,
 def test_an_edited_class_list_or_setting_is_refused(bundle_copy: Path, field: str, value: Any) -> None:
     _edit(bundle_copy, lambda values: values.update({field: value}))
     assert "was changed after export" in _refusal(bundle_copy)
+
+
+@pytest.mark.parametrize("name", ["../secret", "/etc/passwd", "..", ""])
+def test_a_bundle_that_lists_files_elsewhere_is_refused(bundle_copy: Path, name: str) -> None:
+    info = Bundle.load(str(bundle_copy)).info
+    files = {**info.files, name: {"size_bytes": 1, "sha256": ""}}
+    edited = dataclasses.replace(info, files=files).with_fingerprint()
+    _edit(bundle_copy, lambda values: values.update(config.to_dict(edited)))
+    assert "not a file of the bundle" in _refusal(bundle_copy)
 
 
 @pytest.mark.parametrize("name", [MODEL_NAME, GOLDEN_NAME])

@@ -148,6 +148,12 @@ class Manifest:
                 "Ingest again with --overwrite."
             )
         try:
-            return config.from_dict(cls, values)
+            manifest = config.from_dict(cls, values)
         except ConfigError as error:
             raise DatasetError(f"{uri} can't be used: {error}") from None
+        for shard in (*manifest.shards, *manifest.quarantine):
+            if not storage.is_file_name(shard.name):
+                raise DatasetError(
+                    f"{uri} lists {shard.name!r}, which is not a file of the dataset. Ingest again with --overwrite."
+                )
+        return manifest

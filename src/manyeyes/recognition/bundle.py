@@ -236,6 +236,9 @@ def _read_info(bundle_uri: str) -> BundleInfo:
         preprocessing = Preprocessing.from_dict(info.preprocessing)
     except ConfigError as error:
         raise BundleError(f"{uri} can't be used: {error}") from None
+    for name in info.files:
+        if not storage.is_file_name(name):
+            raise BundleError(f"{uri} lists {name!r}, which is not a file of the bundle. Export the run again.")
     if preprocessing.fingerprint != info.preprocessing_fingerprint:
         raise BundleError(
             f"{uri}: the preprocessing has fingerprint {preprocessing.fingerprint}, but the model was exported with "
