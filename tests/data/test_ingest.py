@@ -469,6 +469,15 @@ def test_a_destination_that_is_something_else_is_left_alone(photos, tmp_path):
         with pytest.raises(UsageError, match="not empty and not a Manyeyes dataset"):
             make(photos, tmp_path / "full", settings)
     assert (tmp_path / "full" / "thesis.doc").exists()
+    (tmp_path / "app" / "shards").mkdir(parents=True)
+    (tmp_path / "app" / "manifest.json").write_text('{"name": "my app"}')
+    with pytest.raises(UsageError, match="not empty and not a Manyeyes dataset"):
+        make(photos, tmp_path / "app", IngestSettings(size=(16, 16), overwrite=True))
+    assert (tmp_path / "app" / "manifest.json").read_text() == '{"name": "my app"}'
+    damaged = tmp_path / "damaged"
+    make(photos, damaged)
+    (damaged / "manifest.json").write_text("{")
+    assert make(photos, damaged, IngestSettings(size=(16, 16), overwrite=True)).num_written == 60
     with pytest.raises(UsageError, match="is a file"):
         make(photos, tmp_path / "full" / "thesis.doc")
     with pytest.raises(UsageError, match="can't be written"):

@@ -14,6 +14,7 @@ import cv2
 import numpy as np
 import pytest
 
+from manyeyes import storage
 from manyeyes.data import ingest as module
 from manyeyes.data.ingest import IngestSettings, ingest
 from manyeyes.data.shards import write_shard
@@ -135,6 +136,29 @@ def test_a_crash_between_manifest_and_cleaning_leaves_a_whole_dataset(photos, un
     assert (tmp_path / "d" / ".ingest").exists()
     assert ingest(photos, str(tmp_path / "d"), settings=SETTINGS, engine=InlineEngine()).was_complete
     assert files(tmp_path / "d") == uninterrupted
+
+
+@pytest.mark.parametrize("last", ["manifest.json", "shards", "quarantine"])
+@pytest.mark.parametrize("again", [IngestSettings(size=(5, 5), overwrite=True), IngestSettings(size=(5, 5))])
+def test_an_interrupted_overwrite_goes_on(tmp_path, monkeypatch, last, again):
+    for value, name in enumerate(("a/0.png", "a/1.png", "b/0.png", "b/1.png")):
+        path = tmp_path / "photos" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        cv2.imwrite(str(path), np.full((6, 6, 3), value, np.uint8))
+    arguments = str(tmp_path / "photos"), str(tmp_path / "d")
+    ingest(*arguments, settings=IngestSettings(size=(4, 4)), engine=InlineEngine())
+    remove = storage.remove
+
+    def remove_and_die(uri, **options):
+        remove(uri, **options)
+        if uri.endswith(last):
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(storage, "remove", remove_and_die)
+        ingest(*arguments, settings=IngestSettings(size=(5, 5), overwrite=True), engine=InlineEngine())
+    result = ingest(*arguments, settings=again, engine=InlineEngine())
+    assert (result.num_written, result.image_shape) == (4, (5, 5, 3))
 
 
 def test_a_task_that_runs_twice_gives_the_same_record(photos, tmp_path):

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from manyeyes import storage
-from manyeyes.data.manifest import MANIFEST_NAME, QUARANTINE, SHARDS, Manifest
+from manyeyes.data.manifest import FORMAT, MANIFEST_NAME, QUARANTINE, SHARDS, Manifest
 from manyeyes.data.shards import INGEST
 from manyeyes.errors import UsageError
 
@@ -47,8 +47,7 @@ def check_destination(dataset: str) -> None:
         fs, path = storage.filesystem(dataset)
         if not fs.isdir(path):
             raise UsageError(f"{dataset} is a file. Give a directory for the dataset.")
-        is_ours = any(storage.exists(storage.join(dataset, name)) for name in (MANIFEST_NAME, INGEST))
-        if not is_ours and fs.ls(path, detail=False):
+        if not _is_ours(dataset) and fs.ls(path, detail=False):
             raise UsageError(f"{dataset} is not empty and not a Manyeyes dataset. Give a new or an empty directory.")
     if storage.is_local(dataset):
         parent = Path(dataset)
@@ -58,16 +57,34 @@ def check_destination(dataset: str) -> None:
             raise UsageError(f"{dataset} can't be written: {parent} takes no files. Choose another place.")
 
 
+def _is_ours(dataset: str) -> bool:
+    """Whether an ingest has worked in the directory, so that --overwrite may remove what is there."""
+    if storage.exists(storage.join(dataset, INGEST)):
+        return True
+    try:
+        values = storage.read_json(storage.join(dataset, MANIFEST_NAME))
+    except FileNotFoundError:
+        return False
+    except ValueError:
+        # Many a program has a manifest.json: a damaged one is taken for ours only beside shards.
+        return storage.is_directory(storage.join(dataset, SHARDS))
+    return isinstance(values, dict) and values.get("format") == FORMAT
+
+
 def claim(dataset: str, identity: dict[str, Any], overwrite: bool) -> None:
     """Make the destination ready, and note whose it is."""
     try:
+        storage.make_directory(dataset)
+        # Before anything is removed: if this is interrupted, the directory is known as ours.
+        storage.write_json(storage.join(dataset, INGEST, _JOB_NAME), identity)
         if overwrite:
             # The manifest goes first: without it nothing takes the rest for a dataset.
             storage.remove(storage.join(dataset, MANIFEST_NAME))
-            for folder in (SHARDS, QUARANTINE, INGEST):
+            for name in storage.list_files(storage.join(dataset, INGEST)):
+                if name != _JOB_NAME:
+                    storage.remove(storage.join(dataset, INGEST, name))
+            for folder in (SHARDS, QUARANTINE):
                 storage.remove(storage.join(dataset, folder), recursive=True)
-        storage.make_directory(dataset)
-        storage.write_json(storage.join(dataset, INGEST, _JOB_NAME), identity)
     except OSError as error:
         raise UsageError(f"{dataset} can't be written: {error.strerror or error}. Choose another place.") from None
 
