@@ -44,6 +44,8 @@ def test_json_stands_alone_on_standard_output(small_run: str, small_bundle: str,
 
 
 def test_mistakes_are_one_line_and_a_proper_exit_code(small_bundle: str, tmp_path: Path) -> None:
+    photo = tmp_path / "photo.png"
+    cv2.imwrite(str(photo), np.zeros((30, 30, 3), np.uint8))
     for arguments, code, words in (
         (("export", tmp_path / "nowhere", tmp_path / "b"), 2, "no run"),
         (("export", tmp_path, tmp_path / "b", "--which", "middle"), 2, "best, last"),
@@ -51,8 +53,26 @@ def test_mistakes_are_one_line_and_a_proper_exit_code(small_bundle: str, tmp_pat
         (("predict", small_bundle, tmp_path / "nowhere", tmp_path / "o.jsonl"), 3, "nothing at"),
         (("predict", small_bundle, tmp_path, tmp_path / "o.csv"), 2, ".parquet or .jsonl"),
         (("serve", tmp_path / "nowhere", "--port", 0), 5, "no bundle"),
+        (("predict", small_bundle, "a.jsonl", "a.jsonl"), 2, "is the source itself"),
+        (("predict", small_bundle, photo, photo / "o.jsonl", "--engine", "inline"), 1, "can't be written"),
     ):
         done = _manyeyes(*arguments)
         assert done.returncode == code, done.stderr
         assert words in done.stderr
         assert len(done.stderr.strip().splitlines()) == 1
+
+
+def test_a_folder_of_nothing_but_damage_is_told_row_by_row_and_is_a_failure(small_bundle: str, tmp_path: Path) -> None:
+    (tmp_path / "photos").mkdir()
+    (tmp_path / "photos" / "a.jpg").write_bytes(b"no picture")
+    done = _manyeyes("predict", small_bundle, tmp_path / "photos", tmp_path / "o.jsonl", "--engine", "inline", "--json")
+    assert done.returncode == 3
+    assert json.loads(done.stdout)["failed"] == {"not_an_image": 1}
+    assert json.loads((tmp_path / "o.jsonl").read_text())["reason"] == "not_an_image"
+    assert done.stderr.startswith("manyeyes: error: None of the 1 inputs could be recognised")
+
+
+def test_a_reader_that_goes_away_is_no_error(small_bundle: str, tmp_path: Path) -> None:
+    command = f"{sys.executable} -m manyeyes.cli.main predict --help | true"
+    done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, timeout=60)
+    assert done.stderr == ""

@@ -69,6 +69,18 @@ def test_a_mistake_is_one_line_and_an_exit_code(photos, tmp_path, arguments, cod
     assert not Path(tmp_path, "d").exists()
 
 
+def test_a_source_of_nothing_but_damage_is_counted_and_is_a_failure(tmp_path):
+    for number in range(4):
+        path = tmp_path / "bad" / "ab"[number % 2] / f"{number}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(b"no picture")
+    done = manyeyes(tmp_path / "bad", tmp_path / "d", "--engine", "inline")
+    assert done.returncode == 3
+    assert ["not_an_image", "4"] in [line.split() for line in done.stdout.splitlines()]
+    assert "manyeyes train" not in done.stdout
+    assert done.stderr.startswith("manyeyes: error: None of the 4 inputs could be written")
+
+
 def test_a_missing_source_is_named(tmp_path):
     done = manyeyes(tmp_path / "none", tmp_path / "d")
     assert done.returncode == 3 and "There is nothing at" in done.stderr

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ import tensorflow as tf
 
 from manyeyes.data.dataset import Dataset
 from manyeyes.data.pipeline import InputPipeline
-from manyeyes.errors import CheckpointError, NonFiniteLossError, UsageError
+from manyeyes.errors import CheckpointError, DatasetError, NonFiniteLossError, UsageError
 from manyeyes.training import checkpoint
 from manyeyes.training.events import EpochEnd, Event, Notice
 from manyeyes.training.run import Run
@@ -276,6 +277,25 @@ def test_a_dataset_without_val_trains_with_a_notice(small_dataset: str, tmp_path
     assert result.val_accuracy is None
     assert any(isinstance(event, Notice) and "no split 'holdout'" in event.text for event in events)
     assert Run.open(str(tmp_path / "run")).load_model("best") is not None
+
+
+def test_a_train_split_of_one_class_is_refused_and_an_absent_class_is_told(small_dataset: str, tmp_path: Path) -> None:
+    dataset = tmp_path / "dataset"
+    shutil.copytree(small_dataset, dataset)
+    manifest = json.loads((dataset / "manifest.json").read_text())
+    for written, outcome in (
+        ([96, 0, 0], "one class only in its split 'train', none of green, blue"),
+        ([64, 32, 0], ""),
+    ):
+        manifest["counts"]["written"]["train"] = written
+        (dataset / "manifest.json").write_text(json.dumps(manifest))
+        if outcome:
+            with pytest.raises(DatasetError, match=outcome):
+                run_tiny(str(dataset), tmp_path / "run")
+        else:
+            events: list[Event] = []
+            run_tiny(str(dataset), tmp_path / "run", "train.epochs=1", on_event=events.append)
+            assert Notice("The split 'train' has no example of: blue.") in events
 
 
 def test_another_input_size_is_made_of_the_stored_one(small_dataset: str, tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -78,7 +79,7 @@ def command(
     from manyeyes.config import from_dict, to_dict
     from manyeyes.data.ingest import IngestSettings, ingest, parse_size, read_class_names
     from manyeyes.engines.registry import create_engine
-    from manyeyes.errors import UsageError
+    from manyeyes.errors import SourceError, UsageError
 
     if channels not in ("auto", "1", "3"):
         raise UsageError(f"--channels {channels!r} is not possible. Use 3 (RGB), 1 (grey) or auto.")
@@ -121,6 +122,10 @@ def command(
         print_json(to_dict(result))
     else:
         _print_result(result, dataset)
+    if not result.num_written:
+        raise SourceError(
+            f"None of the {result.num_seen} inputs could be written; {dataset}/quarantine says why for each."
+        )
 
 
 def _print_result(result: IngestResult, dataset: str) -> None:
@@ -146,9 +151,11 @@ def _print_result(result: IngestResult, dataset: str) -> None:
         table.add_row(f"    {reason}", f"{count:,}")
     out.print(table)
     shape = "x".join(map(str, result.image_shape)) if result.image_shape else "own sizes"
-    facts = f"{result.num_classes} classes, {result.num_shards} shards, {result.size_bytes / 1e6:,.1f} MB, "
+    shards = "1 shard" if result.num_shards == 1 else f"{result.num_shards} shards"
+    facts = f"{result.num_classes} classes, {shards}, {result.size_bytes / 1e6:,.1f} MB, "
     facts += f"{result.encoding} {shape}"
     if not result.was_complete:
         facts += f"; {result.seconds:.1f} s, {result.images_per_second:,.0f} images/s"
     out.print(f"\n{facts}", markup=False, soft_wrap=True)
-    out.print(f"Next: manyeyes train {dataset} --out RUN", markup=False, soft_wrap=True)
+    if result.num_written:
+        out.print(f"Next: manyeyes train {shlex.quote(dataset)} --out RUN", markup=False, soft_wrap=True)

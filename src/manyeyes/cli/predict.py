@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from manyeyes.cli import common
+
+if TYPE_CHECKING:
+    from manyeyes.recognition.batch import PredictResult
 
 _MAX_CLASSES_SHOWN = 15
 
@@ -32,10 +35,9 @@ def command(
 
     Example: `manyeyes predict bundles/fashion photos/ predictions.parquet`
     """
-    from rich.table import Table
-
     from manyeyes import config
     from manyeyes.engines.registry import create_engine
+    from manyeyes.errors import DataError
     from manyeyes.recognition.batch import predict
 
     with common.progress_bar("images", hidden=json_output) as progress:
@@ -53,13 +55,22 @@ def command(
         )
     if json_output:
         common.print_json(config.to_dict(result))
-        return
+    else:
+        _print_result(result)
+    if not result.num_predicted:
+        raise DataError(f"None of the {result.num_seen} inputs could be recognised; {result.out} says why for each.")
+
+
+def _print_result(result: PredictResult) -> None:
+    from rich.markup import escape
+    from rich.table import Table
+
     console = common.output()
     table = Table(title="Predicted classes", title_justify="left")
     table.add_column("class")
     table.add_column("images", justify="right")
     for class_name, number in list(result.predicted.items())[:_MAX_CLASSES_SHOWN]:
-        table.add_row(class_name, f"{number:,}")
+        table.add_row(escape(class_name), f"{number:,}")
     if (num_more := len(result.predicted) - _MAX_CLASSES_SHOWN) > 0:
         table.add_row(f"… {num_more} more", f"{sum(list(result.predicted.values())[_MAX_CLASSES_SHOWN:]):,}")
     console.print(table)
@@ -67,9 +78,12 @@ def command(
         f"{result.num_seen:,} seen = {result.num_predicted:,} predicted + {result.num_failed:,} failed"
         f"{_listed(result.failed)}; {sum(result.skipped.values()):,} other files passed over{_listed(result.skipped)}.",
         soft_wrap=True,
+        markup=False,
     )
     console.print(
-        f"{result.seconds:.1f} s, {result.images_per_second:,.0f} images/s. Written: {result.out}", soft_wrap=True
+        f"{result.seconds:.1f} s, {result.images_per_second:,.0f} images/s. Written: {result.out}",
+        soft_wrap=True,
+        markup=False,
     )
 
 

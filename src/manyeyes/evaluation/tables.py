@@ -91,7 +91,7 @@ def _confusions(metrics: Summary, class_names: tuple[str, ...]) -> list[str]:
     # Most frequent first; of equals the one with the lower labels.
     cells.sort(key=lambda cell: (-cell[0], cell[1], cell[2]))
     return [
-        f"{class_names[row]} taken for {class_names[column]} ({count:,} times)"
+        f"{class_names[row]} taken for {class_names[column]} ({count:,}×)"
         for count, row, column in cells[:_NUM_CONFUSIONS_SHOWN]
     ]
 

@@ -116,6 +116,8 @@ def predict(
         raise UsageError(f"{out} must end in {' or '.join(_SUFFIXES)}: the suffix says the format.")
     if top_k < 1 or batch_size < 1:
         raise UsageError(f"top_k={top_k} and batch_size={batch_size} must be at least 1.")
+    if out == source:
+        raise UsageError(f"{out} is the source itself and would be replaced. Give another file for the predictions.")
     started = time.perf_counter()
     info = Bundle.load(bundle).info
     images = open_input(source, split)

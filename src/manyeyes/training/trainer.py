@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from manyeyes import config, storage
 from manyeyes.data.dataset import Dataset
 from manyeyes.data.pipeline import InputPipeline
-from manyeyes.errors import CheckpointError, UsageError
+from manyeyes.errors import CheckpointError, DatasetError, UsageError
 from manyeyes.models.registry import describe
 from manyeyes.training import backend, checkpoint
 from manyeyes.training.checkpoint import Checkpoint, TrainState
@@ -92,6 +92,7 @@ def train(
     if before:
         _require_same_settings(before, settings)
     data = Dataset(dataset, verify="auto")
+    _require_classes(data, settings.data.train_split, notify)
     backend.prepare(settings.train.seed)
     run = _describe_run(data, out, settings, command)
     if before:
@@ -184,6 +185,20 @@ def _require_same_dataset(before: Run, run: Run) -> None:
             f"{run.dataset} has fingerprint {run.dataset_fingerprint}, but {before.uri} was trained on "
             f"{before.dataset_fingerprint} ({before.dataset}). Give that dataset, or another --out."
         )
+
+
+def _require_classes(data: Dataset, split: str, notify: OnEvent) -> None:
+    counts = data.manifest.counts.written.get(split)
+    if counts is None:
+        return
+    absent = [name for name, count in zip(data.class_names, counts, strict=False) if not count]
+    if len(data.class_names) - len(absent) == 1:
+        raise DatasetError(
+            f"{data.uri} has examples of one class only in its split {split!r}, none of {', '.join(absent[:5])}. A "
+            "classifier needs two or more: ingest more images, and see its quarantine."
+        )
+    if absent:
+        notify(Notice(f"The split {split!r} has no example of: {', '.join(absent[:5])}{' …' if absent[5:] else ''}."))
 
 
 def _describe_run(data: Dataset, out: str, settings: TrainSettings, command: Sequence[str]) -> Run:
