@@ -501,6 +501,7 @@ def test_a_dataset_is_not_a_source(photos, tmp_path):
         ({"val": 0.6, "test": 0.6}, "sum of at most"),
         ({"max_pixels": 0}, "--max-pixels 0"),
         ({"size": None, "max_pixels": 200_000_000}, "--max-pixels 200000000 would keep originals"),
+        ({"size": (160, 120), "resize_short": 140}, "resize_short=140 leaves less.*at least 160"),
         ({"seed": -1}, "--seed -1"),
         ({"class_names": ("a", "a")}, "'a' twice"),
     ],

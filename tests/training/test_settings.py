@@ -33,6 +33,7 @@ def test_later_settings_win_over_the_recipe(tmp_path: Path) -> None:
         ("optimizer.ema=1.0", r"must be in \[0, 1\)"),
         ("train.label_smoothing=1", r"must be in \[0, 1\)"),
         ("schedule.name=step", "needs schedule.step_epochs"),
+        ("data={fit='pad', resize_short=256}", "goes with data.fit=crop only"),
         ("data.image_size=[3]", r"must be \[height, width\]"),
     ],
 )
@@ -54,6 +55,11 @@ def test_settings_survive_json_and_differences_are_named() -> None:
     assert TrainSettings.load(base=values) == settings
     other = config.to_dict(TrainSettings.load(None, ["schedule.step_epochs=[1,3]", "data.image_size=[8,9]"]))
     assert differing_keys(values, other) == ["schedule.step_epochs"]
+
+
+def test_a_crop_of_more_than_the_resize_leaves_is_refused() -> None:
+    with pytest.raises(ConfigError, match="at least 24"):
+        DataSettings(image_size=(20, 24), resize_short=22).preprocessing(Preprocessing(), None, 64)
 
 
 def test_images_are_resized_only_where_the_size_differs() -> None:

@@ -76,6 +76,8 @@ class IngestSettings:
             raise UsageError(f"--channels {self.channels} is not possible. Use 3 (RGB), 1 (grey) or auto.")
         if self.resize_short is not None and (self.size is None or self.fit != "crop"):
             raise UsageError("--resize-short goes with --size and --fit crop only.")
+        if self.size is not None:
+            Preprocessing.for_size(*self.size, self.fit, resize_short=self.resize_short)
         if self.seed < 0:
             raise UsageError(f"--seed {self.seed} is below 0.")
         if self.max_pixels < 1:

@@ -82,7 +82,15 @@ class Preprocessing:
             fit: "crop" fills the size and cuts the rest, "pad" shows all on a background, "stretch" ignores the aspect.
             channels: 3 or 1.
             resize_short: with "crop": the shorter side before the cut (often 256 for 224); default: just enough.
+
+        Raises:
+            ConfigError: an unknown fit, or a resize_short that leaves less than is cut out.
         """
+        if fit == "crop" and resize_short is not None and resize_short < max(height, width):
+            raise ConfigError(
+                f"resize_short={resize_short} leaves less than the {height} x {width} pixels that are cut out. "
+                f"Use at least {max(height, width)}."
+            )
         if fit == "stretch":
             steps: tuple[Step, ...] = (Step("resize", height, width),)
         elif fit == "pad":

@@ -52,6 +52,8 @@ class DataSettings:
             raise ConfigError(
                 f"data.image_size={list(self.image_size)} must be [height, width] in pixels, e.g. [224, 224]."
             )
+        if self.resize_short is not None and self.fit != "crop":
+            raise ConfigError(f"data.resize_short goes with data.fit=crop only, not with {self.fit}.")
 
     def preprocessing(
         self,
