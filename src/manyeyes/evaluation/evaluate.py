@@ -91,6 +91,9 @@ def evaluate(
             is written for a bundle.
         on_progress: called with the number of examples that were handed out so far, and the number of all.
 
+    Returns:
+        All metrics, and the URIs of what was written.
+
     Raises:
         UsageError: there is neither a run nor a bundle, or an argument is out of range.
         DatasetError: the dataset is missing or damaged, has no such split, or has other classes or image sizes.

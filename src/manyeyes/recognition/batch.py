@@ -107,6 +107,9 @@ def predict(
         split: of a dataset; default: all.
         on_progress: called with the number of inputs done so far.
 
+    Returns:
+        Counts that balance: num_seen = num_predicted + num_failed.
+
     Raises:
         UsageError: a setting is wrong.
         SourceError: there is nothing to predict.

@@ -72,6 +72,9 @@ class Predictor:
             replay_golden: False skips the replay, where this process has just made it.
             num_threads: for one call of the model; default: what the engine gave to this process, else all cores.
 
+        Returns:
+            The predictor, proven to answer as it did at export.
+
         Raises:
             BundleError: the bundle is damaged, or does not do here what it did at export.
             MissingExtraError: no backend is installed.
@@ -184,7 +187,14 @@ class Predictor:
         return softmax(self.logits(batch), self._temperature)
 
     def predict(self, images: Sequence[bytes | np.ndarray], top_k: int = 5) -> list[Prediction]:
-        """Recognise images, each encoded bytes or a decoded uint8 array (height, width, channels) of any size.
+        """Recognise images.
+
+        Args:
+            images: each encoded bytes, or a decoded uint8 array (height, width, channels) in RGB of any size.
+            top_k: the number of classes in each prediction, at most all.
+
+        Returns:
+            One prediction per image, in their order.
 
         Raises:
             ImageError: an image can't be decoded.

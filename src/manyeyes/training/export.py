@@ -107,6 +107,9 @@ def export(
         num_golden: golden examples to keep.
         dataset: whose images are compared; default: that of the run.
 
+    Returns:
+        The bundle that was published, and how far it is from the trained model.
+
     Raises:
         UsageError: there is no run, something else is at `bundle`, or the precision can't be served here.
         DatasetError: the dataset can't be read.

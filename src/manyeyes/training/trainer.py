@@ -79,6 +79,9 @@ def train(
         on_event: called with what happens (see training.events).
         command: to be kept in config.json.
 
+    Returns:
+        What the training came to; `interrupted_by` says whether it has ended.
+
     Raises:
         UsageError: settings that don't fit the dataset or the model, or `out` holds another run.
         DatasetError: the dataset is missing or damaged.
