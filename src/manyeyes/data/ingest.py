@@ -139,6 +139,9 @@ def ingest(
         engine: where it runs; defaults to the local engine with one worker per core.
         on_progress: called with ("list", inputs so far, None), then ("write", inputs done, inputs in all).
 
+    Returns:
+        Counts that balance, and what the dataset has.
+
     Raises:
         SourceError: the source is missing, can't be understood, or has fewer than two classes.
         UsageError: a setting is wrong, or the destination can't be used.
