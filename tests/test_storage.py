@@ -131,6 +131,12 @@ def test_an_unknown_protocol_is_a_usage_error():
         storage.exists("nonsense://x")
 
 
+def test_a_protocol_whose_library_is_missing_says_in_one_line_what_it_needs(monkeypatch):
+    monkeypatch.setitem(sys.modules, "s3fs", None)
+    with pytest.raises(UsageError, match=r"^s3://bucket/x can't be opened: Install s3fs to access S3\.$"):
+        storage.exists("s3://bucket/x")
+
+
 def test_is_local_knows_paths_from_uris():
     assert storage.is_local("a/b")
     assert storage.is_local(Path("/a/b"))

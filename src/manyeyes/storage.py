@@ -17,12 +17,10 @@ from typing import IO, Any
 import fsspec
 from fsspec.core import url_to_fs
 
-from manyeyes.errors import MissingExtraError, StorageError, UsageError
+from manyeyes.errors import StorageError, UsageError
 
 # A file that is being written; readers and listings pass over it.
 ASIDE_MARK = ".aside-"
-
-_EXTRA_OF_PROTOCOL = {"s3": "s3", "s3a": "s3", "hdfs": "hdfs"}
 
 
 def is_local(uri: str | os.PathLike[str]) -> bool:
@@ -35,17 +33,14 @@ def filesystem(uri: str | os.PathLike[str]) -> tuple[fsspec.AbstractFileSystem, 
     """Return the fsspec file system of `uri` and the path in it.
 
     Raises:
-        UsageError: the protocol is unknown.
-        MissingExtraError: its library is not installed.
+        UsageError: the protocol is unknown, or its library is not installed.
     """
     text = os.fspath(uri)
     try:
         fs, path = url_to_fs(text)
-    except ImportError:
-        protocol = text.split("://", 1)[0]
-        raise MissingExtraError(f"{protocol}://", _EXTRA_OF_PROTOCOL.get(protocol, protocol)) from None
-    except ValueError as error:
-        raise UsageError(f"{text} can't be opened: {error}") from None
+    except (ImportError, ValueError, OSError) as error:
+        # fsspec says which library a protocol needs; some of those say more than a line.
+        raise UsageError(f"{text} can't be opened: {(str(error) or repr(error)).splitlines()[0]}.") from None
     return fs, path
 
 
