@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import inspect
 import sys
 from dataclasses import dataclass
@@ -72,10 +73,11 @@ def features(application: str, name: str, image: Any, options: Options, *, image
     # Some applications leave names to Keras, which counts what the process built before: weights would change names.
     # There is no public way to count anew but clear_session, which drops much more.
     reset_uids()
+    arguments["weights"] = "imagenet" if imagenet else None
     try:
-        base = function(
-            include_top=False, weights="imagenet" if imagenet else None, input_tensor=pixels, pooling="avg", **arguments
-        )
+        # Keras tells of a download on standard output, which belongs to results.
+        with contextlib.redirect_stdout(sys.stderr):
+            base = function(include_top=False, input_tensor=pixels, pooling="avg", **arguments)
     except Exception as error:
         if not imagenet:
             raise
