@@ -214,11 +214,6 @@ def _freeze_norms(layer: keras.layers.Layer) -> None:
         _freeze_norms(inner)
 
 
-def count_parameters(model: keras.Model) -> int:
-    """Number of trainable and other values in the weights of `model`."""
-    return int(model.count_params())
-
-
 def _entry(name: str) -> _Entry:
     if name in _ENTRIES:
         return _ENTRIES[name]
