@@ -10,8 +10,12 @@ from manyeyes.cli import common
 
 
 def command(
-    model: Annotated[str, typer.Argument(help="The run (its best checkpoint) or the bundle.", show_default=False)],
-    dataset: Annotated[str, typer.Argument(help="Dataset directory, made by `manyeyes ingest`.", show_default=False)],
+    model: Annotated[
+        str, typer.Argument(metavar="MODEL", help="The run (its best checkpoint) or the bundle.", show_default=False)
+    ],
+    dataset: Annotated[
+        str, typer.Argument(metavar="DATASET", help="Dataset directory, made by `manyeyes ingest`.", show_default=False)
+    ],
     split: Annotated[str, typer.Option(help="train, val or test.")] = "test",
     out: Annotated[
         str | None,

@@ -10,9 +10,12 @@ from manyeyes.cli import common
 
 
 def command(
-    run: Annotated[str, typer.Argument(help="The run to export.", show_default=False)],
+    run: Annotated[str, typer.Argument(metavar="RUN", help="The run to export.", show_default=False)],
     bundle: Annotated[
-        str, typer.Argument(help="The directory to make; an older bundle there is replaced.", show_default=False)
+        str,
+        typer.Argument(
+            metavar="BUNDLE", help="The directory to make; an older bundle there is replaced.", show_default=False
+        ),
     ],
     precision: Annotated[
         str, typer.Option(help="Of the arithmetic when it is served: float32 or bfloat16.")

@@ -17,11 +17,12 @@ def command(
     source: Annotated[
         str,
         typer.Argument(
+            metavar="SOURCE",
             help="Folder with one folder per class, .csv/.tsv/.jsonl table (path, label, optional group and split), "
-            "folder of IDX files, .tar files of WebDataset (folder or pattern), or Parquet (file or folder)."
+            "folder of IDX files, .tar files of WebDataset (folder or pattern), or Parquet (file or folder).",
         ),
     ],
-    dataset: Annotated[str, typer.Argument(help="Directory (or URI) of the dataset to make.")],
+    dataset: Annotated[str, typer.Argument(metavar="DATASET", help="Directory (or URI) of the dataset to make.")],
     size: Annotated[
         str | None,
         typer.Option(help="Pixels of stored images, N or HEIGHTxWIDTH. Default: keep each image's own size."),

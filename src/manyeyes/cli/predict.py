@@ -15,14 +15,18 @@ _MAX_CLASSES_SHOWN = 15
 
 
 def command(
-    bundle: Annotated[str, typer.Argument(help="The bundle that recognises.", show_default=False)],
+    bundle: Annotated[str, typer.Argument(metavar="BUNDLE", help="The bundle that recognises.", show_default=False)],
     source: Annotated[
         str,
         typer.Argument(
-            help="An image, a folder, a pattern in quotes, a table or a dataset directory.", show_default=False
+            metavar="SOURCE",
+            help="An image, a folder, a pattern in quotes, a table or a dataset directory.",
+            show_default=False,
         ),
     ],
-    out: Annotated[str, typer.Argument(help="The file to write; ends in .parquet or .jsonl.", show_default=False)],
+    out: Annotated[
+        str, typer.Argument(metavar="OUT", help="The file to write; ends in .parquet or .jsonl.", show_default=False)
+    ],
     top_k: Annotated[int, typer.Option(help="Classes to keep per image.")] = 5,
     batch_size: Annotated[int, typer.Option(help="Images that the model takes at once.")] = 32,
     split: Annotated[str | None, typer.Option(help="Of a dataset: train, val or test; default: all.")] = None,

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 
 def command(
-    bundle: Annotated[str, typer.Argument(help="The bundle to serve.", show_default=False)],
+    bundle: Annotated[str, typer.Argument(metavar="BUNDLE", help="The bundle to serve.", show_default=False)],
     host: Annotated[
         str, typer.Option(help="The address to listen on; 0.0.0.0 is every one of this machine.")
     ] = "127.0.0.1",

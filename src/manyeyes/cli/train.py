@@ -15,24 +15,58 @@ if TYPE_CHECKING:
     from manyeyes.training.trainer import TrainResult
 
 
+_SETTINGS = "Settings"
+
+
 def command(
-    dataset: Annotated[str, typer.Argument(help="Dataset directory, made by `manyeyes ingest`.")],
+    dataset: Annotated[
+        str, typer.Argument(help="Dataset directory, made by `manyeyes ingest`.", metavar="DATASET", show_default=False)
+    ],
     out: Annotated[str, typer.Option("--out", "-o", help="Run directory to write.")],
-    model: Annotated[str | None, typer.Option("--model", "-m", help="Name of the model; default: cnn.")] = None,
-    recipe: Annotated[str | None, typer.Option("--recipe", help="TOML file of settings, e.g. one of configs/.")] = None,
-    epochs: Annotated[int | None, typer.Option("--epochs", help="Passes over the training examples.")] = None,
-    batch_size: Annotated[
-        int | None, typer.Option("--batch-size", help="Examples per step, over all workers; 1 is plain SGD.")
+    model: Annotated[
+        str | None,
+        typer.Option(
+            "--model",
+            "-m",
+            help="cnn (default), resnet18, resnet34, resnet50, mobilenet_v2, efficientnet_b0, efficientnet_lite0, gru, "
+            "lstm, crnn, or any name in keras.applications.",
+            rich_help_panel=_SETTINGS,
+        ),
     ] = None,
-    learning_rate: Annotated[float | None, typer.Option("--learning-rate", help="Peak of the schedule.")] = None,
-    optimizer: Annotated[str | None, typer.Option("--optimizer", help="sgd, adamw, lamb, lars or muon.")] = None,
-    precision: Annotated[str | None, typer.Option("--precision", help="auto, float32, bfloat16 or float16.")] = None,
+    recipe: Annotated[
+        str | None,
+        typer.Option("--recipe", help="TOML file of settings, e.g. one of configs/.", rich_help_panel=_SETTINGS),
+    ] = None,
+    epochs: Annotated[
+        int | None, typer.Option("--epochs", help="Passes over the training examples.", rich_help_panel=_SETTINGS)
+    ] = None,
+    batch_size: Annotated[
+        int | None,
+        typer.Option(
+            "--batch-size", help="Examples per step, over all workers; 1 is plain SGD.", rich_help_panel=_SETTINGS
+        ),
+    ] = None,
+    learning_rate: Annotated[
+        float | None, typer.Option("--learning-rate", help="Peak of the schedule.", rich_help_panel=_SETTINGS)
+    ] = None,
+    optimizer: Annotated[
+        str | None, typer.Option("--optimizer", help="sgd, adamw, lamb, lars or muon.", rich_help_panel=_SETTINGS)
+    ] = None,
+    precision: Annotated[
+        str | None,
+        typer.Option("--precision", help="auto, float32, bfloat16 or float16.", rich_help_panel=_SETTINGS),
+    ] = None,
     seed: Annotated[
-        int | None, typer.Option("--seed", help="Of initial weights, order, augmentation, dropout.")
+        int | None,
+        typer.Option("--seed", help="Of initial weights, order, augmentation, dropout.", rich_help_panel=_SETTINGS),
     ] = None,
     assignments: Annotated[
         list[str] | None,
-        typer.Option("--set", help="Any setting, e.g. --set schedule.name=one_cycle; may be repeated."),
+        typer.Option(
+            "--set",
+            help="Any setting, e.g. --set schedule.name=one_cycle or --set model.weights=imagenet; may be repeated.",
+            rich_help_panel=_SETTINGS,
+        ),
     ] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with the run at --out where it stopped.")] = False,
     as_json: JsonOutput = False,
