@@ -262,15 +262,31 @@ def _start(fn: Callable[..., Any], name: str, num_threads: int) -> _Worker:
     context = multiprocessing.get_context("spawn")
     ours, theirs = context.Pipe()
     process = context.Process(target=_serve_tasks, args=(content, num_threads, theirs), name=name)
-    # Ctrl-C reaches the whole process group, and the driver alone decides what happens then. The new process inherits
-    # the mask, so that it is safe from its first instruction on.
+    with contextlib.closing(theirs), _interrupts_deferred():
+        process.start()
+    return _Worker(process, ours)
+
+
+@contextlib.contextmanager
+def _interrupts_deferred() -> Iterator[None]:
+    """Let Ctrl-C wait until the block is over: a process whose start is cut short prints a traceback of its own.
+
+    Ctrl-C reaches the whole process group, and the driver alone decides what happens then: a process that is started in
+    the block inherits the mask of its signals, so it is safe from its first instruction on. The mask alone does not
+    protect the driver, because the system may hand the signal to another of its threads.
+    """
+    is_main = threading.current_thread() is threading.main_thread()
+    pending: list[tuple[int, Any]] = []
+    previous = signal.signal(signal.SIGINT, lambda *arguments: pending.append(arguments)) if is_main else None
     mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:
-        process.start()
+        yield
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, mask)
-        theirs.close()
-    return _Worker(process, ours)
+        if is_main:
+            signal.signal(signal.SIGINT, previous)
+    if pending and callable(previous):
+        previous(*pending[0])
 
 
 def _stop(workers: Sequence[_Worker]) -> None:
@@ -293,19 +309,18 @@ def _serve_tasks(content: bytes, num_threads: int, connection: Connection) -> No
     parent = multiprocessing.parent_process()
     if parent is not None:
         threading.Thread(target=_die_with, args=(parent,), daemon=True).start()
-    connection.send_bytes(pickle.dumps(_STARTED))
-    fn: Callable[[Any], Any] | None = None
-    while True:
-        try:
+    # A driver that hangs up, before an item or before an answer, wants no more of this worker.
+    with contextlib.suppress(EOFError, BrokenPipeError, ConnectionResetError):
+        connection.send_bytes(pickle.dumps(_STARTED))
+        fn: Callable[[Any], Any] | None = None
+        while True:
             encoded_item = connection.recv_bytes()
-        except (EOFError, OSError):
-            return
-        try:
-            fn = fn or pickle.loads(content)
-            answer = pickle.dumps(fn(pickle.loads(encoded_item)), protocol=pickle.HIGHEST_PROTOCOL)
-        except (Exception, SystemExit) as error:
-            answer = _pickle_failure(error)
-        connection.send_bytes(answer)
+            try:
+                fn = fn or pickle.loads(content)
+                answer = pickle.dumps(fn(pickle.loads(encoded_item)), protocol=pickle.HIGHEST_PROTOCOL)
+            except (Exception, SystemExit) as error:
+                answer = _pickle_failure(error)
+            connection.send_bytes(answer)
 
 
 def _die_with(parent: Any) -> None:
