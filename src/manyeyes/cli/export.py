@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from typing import Annotated
 
 import typer
@@ -64,4 +65,4 @@ def command(
         f"Bundle {result.bundle}: {result.name}, {result.num_classes} classes, {size}, version {result.fingerprint}.",
         soft_wrap=True,
     )
-    out.print(f"Next: manyeyes serve {result.bundle}", soft_wrap=True)
+    out.print(f"Next: manyeyes serve {shlex.quote(result.bundle)}", soft_wrap=True, markup=False)

@@ -117,6 +117,6 @@ def _summary(result: TrainResult, dataset: str) -> str:
     early = ", stopped early" if result.stopped_early else ""
     return (
         f"{reached}{early}; {result.seconds:.0f} s at {result.images_per_second:,.0f} images/s\n"
-        f"run: {result.run}\n"
-        f"next: manyeyes evaluate {shlex.quote(result.run)} {shlex.quote(dataset)}"
+        f"Written: {result.run}\n"
+        f"Next: manyeyes evaluate {shlex.quote(result.run)} {shlex.quote(dataset)}"
     )

@@ -55,9 +55,10 @@ def describe(event: Event) -> str:
         return f"{model}: {epochs} with {event.global_batch_size} each{going_on}"
     if isinstance(event, Progress):
         return (
-            f"epoch {event.epoch} step {event.step:,}  {event.images_per_second:,.0f} images/s  loss {event.loss:.4f}  "
-            f"accuracy {event.accuracy:.2%}  learning rate {event.learning_rate:.2e}  "
-            f"input wait {event.input_wait_share:.0%}  left {_duration(event.remaining_seconds)}"
+            # What matters most comes first: a narrow terminal cuts off the end.
+            f"epoch {event.epoch} step {event.step:,}  left {_duration(event.remaining_seconds)}  "
+            f"loss {event.loss:.4f}  accuracy {event.accuracy:.2%}  {event.images_per_second:,.0f} images/s  "
+            f"input wait {event.input_wait_share:.0%}  learning rate {event.learning_rate:.2e}"
         )
     if isinstance(event, EpochEnd):
         val = ""
