@@ -44,6 +44,15 @@ def filesystem(uri: str | os.PathLike[str]) -> tuple[fsspec.AbstractFileSystem, 
     return fs, path
 
 
+def absolute(uri: str | os.PathLike[str]) -> str:
+    """Return `uri` in a form that means the same from every working directory."""
+    text = os.fspath(uri)
+    if not is_local(text):
+        return text.rstrip("/")
+    # Not Path.resolve: a link that the user gives stays the name that the user knows.
+    return os.path.abspath(text.removeprefix("file://"))  # noqa: PTH100
+
+
 def join(uri: str | os.PathLike[str], *parts: str) -> str:
     """Join path parts to a URI with forward slashes."""
     return posixpath.join(os.fspath(uri), *parts)

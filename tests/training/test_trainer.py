@@ -124,6 +124,14 @@ def test_two_runs_with_one_seed_are_the_same_and_with_two_are_not(small_dataset:
     assert last_weights(tmp_path / "a")["model.safetensors"] != last_weights(tmp_path / "c")["model.safetensors"]
 
 
+def test_a_run_finds_its_dataset_from_every_working_directory(
+    small_dataset: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(Path(small_dataset).parent)
+    run_tiny(Path(small_dataset).name, tmp_path / "run", "train.epochs=1")
+    assert Run.open(str(tmp_path / "run")).dataset == small_dataset
+
+
 def test_averaged_weights_are_what_a_run_gives(small_dataset: str, tmp_path: Path) -> None:
     run_tiny(small_dataset, tmp_path / "run", "optimizer.ema=0.9", "train.epochs=1")
     run = Run.open(str(tmp_path / "run"))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -150,7 +149,7 @@ def ingest(
     settings = settings or IngestSettings()
     engine = engine or create_engine()
     report = on_progress or (lambda phase, done, total: None)
-    source, dataset = _absolute(source), _absolute(dataset)
+    source, dataset = storage.absolute(source), storage.absolute(dataset)
     if (dataset + "/").startswith(source.rstrip("/") + "/"):
         raise UsageError(f"The dataset {dataset} would lie inside its source. Choose a place outside {source}.")
     opened = open_source(source, settings.source_kind, settings.image_column, settings.label_column)
@@ -186,13 +185,6 @@ def ingest(
     manifest.save(dataset)
     storage.remove(storage.join(dataset, INGEST), recursive=True)
     return _result(dataset, manifest, False, time.perf_counter() - started, listing.num_entries)
-
-
-def _absolute(uri: str) -> str:
-    if not storage.is_local(uri):
-        return uri.rstrip("/")
-    # Not Path.resolve: a link that the user gives stays the name that the user knows.
-    return os.path.abspath(uri.removeprefix("file://"))  # noqa: PTH100
 
 
 def _check_classes(listing: Listing, source: str) -> None:

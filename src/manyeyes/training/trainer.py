@@ -221,7 +221,7 @@ def _describe_run(data: Dataset, out: str, settings: TrainSettings, command: Seq
         model=model,
         preprocessing=data.preprocessing.then(extra),
         extra_preprocessing=extra,
-        dataset=data.uri,
+        dataset=storage.absolute(data.uri),
         dataset_fingerprint=data.manifest.fingerprint,
         precision=backend.resolve_precision(settings.train.precision),
         averages=settings.optimizer.ema > 0,
