@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from manyeyes import config
-from manyeyes.errors import ConfigError
+from manyeyes.errors import ConfigError, UsageError
 from manyeyes.imaging.preprocessing import Preprocessing
 from manyeyes.training.settings import DataSettings, TrainSettings, differing_keys
 
@@ -68,3 +68,15 @@ def test_images_are_resized_only_where_the_size_differs() -> None:
     assert DataSettings(image_size=(28, 28)).preprocessing(stored, (28, 28, 1), 64).steps == ()
     assert DataSettings(image_size=(20, 24)).preprocessing(stored, (28, 28, 1), 64).output_shape == (20, 24, 1)
     assert DataSettings().preprocessing(Preprocessing(), None, 64).output_shape == (64, 64, 3)
+
+
+@pytest.mark.parametrize(("num_examples", "size"), [(3, 3), (40, 8), (200, 25), (512, 64), (54_000, 64)])
+def test_without_a_batch_size_a_small_dataset_still_gives_an_epoch_some_steps(num_examples: int, size: int) -> None:
+    assert TrainSettings().for_split(num_examples).train.global_batch_size == size
+
+
+def test_a_batch_size_that_was_asked_for_is_kept_or_refused() -> None:
+    settings = TrainSettings.load(None, ["train.global_batch_size=41"])
+    assert settings.for_split(41).train.global_batch_size == 41
+    with pytest.raises(UsageError, match="Use at most --batch-size 40"):
+        settings.for_split(40)

@@ -43,7 +43,9 @@ def command(
     batch_size: Annotated[
         int | None,
         typer.Option(
-            "--batch-size", help="Examples per step, over all workers; 1 is plain SGD.", rich_help_panel=_SETTINGS
+            "--batch-size",
+            help="Examples per step, over all workers; 1 is plain SGD; default: 64, fewer for small datasets.",
+            rich_help_panel=_SETTINGS,
         ),
     ] = None,
     learning_rate: Annotated[

@@ -5,13 +5,14 @@ Every field has a default, so that `manyeyes train DATASET --out RUN` works with
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from manyeyes import config
 from manyeyes.data.mix import Mix
-from manyeyes.errors import ConfigError
+from manyeyes.errors import ConfigError, UsageError
 from manyeyes.imaging.augment import Augmentation
 from manyeyes.imaging.preprocessing import Fit, Preprocessing
 from manyeyes.models.registry import ModelConfig
@@ -155,7 +156,8 @@ class LoopSettings:
 
     Attributes:
         epochs: passes over the train split.
-        global_batch_size: examples per step over all workers; 1 is plain stochastic gradient descent.
+        global_batch_size: examples per step over all workers; 1 is plain stochastic gradient descent. None: 64, or
+            an eighth of a train split of fewer than 512 examples, so that an epoch has some steps.
         seed: of the initial weights, the order, the augmentation and dropout.
         label_smoothing: share of the target that is spread evenly over all classes, in [0, 1).
         class_weights: "balanced" weighs each class by num_examples / (num_classes * its examples).
@@ -171,7 +173,7 @@ class LoopSettings:
     """
 
     epochs: int = 10
-    global_batch_size: int = 64
+    global_batch_size: int | None = None
     seed: int = 0
     label_smoothing: float = 0.0
     class_weights: Literal["none", "balanced"] = "none"
@@ -188,7 +190,7 @@ class LoopSettings:
 
     def __post_init__(self) -> None:
         for name in ("epochs", "global_batch_size", "keep_checkpoints", "log_every_steps"):
-            if getattr(self, name) < 1:
+            if (value := getattr(self, name)) is not None and value < 1:
                 raise ConfigError(f"train.{name}={getattr(self, name)} must be at least 1.")
         for name in (
             "seed",
@@ -218,6 +220,22 @@ class TrainSettings:
     optimizer: OptimizerSettings = field(default_factory=OptimizerSettings)
     schedule: ScheduleSettings = field(default_factory=ScheduleSettings)
     train: LoopSettings = field(default_factory=LoopSettings)
+
+    def for_split(self, num_examples: int) -> TrainSettings:
+        """The same with what depends on the number of train examples filled in.
+
+        Raises:
+            UsageError: the global batch is larger than the split.
+        """
+        size = self.train.global_batch_size
+        if size is None:
+            size = min(64, max(8, num_examples // 8), num_examples)
+        if size > num_examples:
+            raise UsageError(
+                f"global_batch_size={size} is larger than the split {self.data.train_split!r} with {num_examples} "
+                f"examples. Use at most --batch-size {num_examples}."
+            )
+        return dataclasses.replace(self, train=dataclasses.replace(self.train, global_batch_size=size))
 
     @classmethod
     def load(

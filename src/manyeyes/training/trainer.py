@@ -92,9 +92,10 @@ def train(
     before = _run_before(out, resume)
     if settings is None:
         settings = TrainSettings.load(base=before.settings) if before else TrainSettings()
+    data = Dataset(dataset, verify="auto")
+    settings = settings.for_split(data.split(settings.data.train_split).num_examples)
     if before:
         _require_same_settings(before, settings)
-    data = Dataset(dataset, verify="auto")
     _require_classes(data, settings.data.train_split, notify)
     backend.prepare(settings.train.seed)
     run = _describe_run(data, out, settings, command)
@@ -129,7 +130,7 @@ def train(
             num_examples=train_pipeline.num_examples,
             steps_per_epoch=train_pipeline.steps_per_epoch,
             epochs=settings.train.epochs,
-            global_batch_size=settings.train.global_batch_size,
+            global_batch_size=train_pipeline.global_batch_size,
             global_step=state.global_step,
         )
     )
@@ -232,19 +233,14 @@ def _describe_run(data: Dataset, out: str, settings: TrainSettings, command: Seq
 
 
 def _pipelines(data: Dataset, run: Run, settings: TrainSettings) -> tuple[InputPipeline, InputPipeline | None]:
-    loop = settings.train
-    num_examples = data.split(settings.data.train_split).num_examples
-    if loop.global_batch_size > num_examples:
-        raise UsageError(
-            f"global_batch_size={loop.global_batch_size} is larger than the split {settings.data.train_split!r} with "
-            f"{num_examples} examples. Use at most --batch-size {num_examples}."
-        )
+    batch_size = settings.train.global_batch_size
+    assert batch_size is not None  # TrainSettings.for_split has filled it in
     extra = run.extra_preprocessing if run.extra_preprocessing.steps else None
     train_pipeline = InputPipeline(
         data,
         settings.data.train_split,
-        global_batch_size=loop.global_batch_size,
-        seed=loop.seed,
+        global_batch_size=batch_size,
+        seed=settings.train.seed,
         augmentation=settings.augment,
         preprocessing=extra,
         mix=settings.mix,
@@ -254,7 +250,7 @@ def _pipelines(data: Dataset, run: Run, settings: TrainSettings) -> tuple[InputP
     val_pipeline = InputPipeline(
         data,
         settings.data.val_split,
-        global_batch_size=max(loop.global_batch_size, MIN_EVALUATION_BATCH_SIZE),
+        global_batch_size=max(batch_size, MIN_EVALUATION_BATCH_SIZE),
         shuffle=False,
         preprocessing=extra,
     )
