@@ -11,12 +11,11 @@ import argparse
 import csv
 import gzip
 import importlib.util
-import os
-import shutil
 import subprocess
 import sys
-import tempfile
 from pathlib import Path
+
+from debian_package import debian_package
 
 FASHION_MNIST_CLASSES = (
     "t-shirt", "trouser", "pullover", "dress", "coat", "sandal", "shirt", "sneaker", "bag", "ankle boot",
@@ -37,29 +36,6 @@ PHOTO_CLASSES = {
 
 def say(text: str) -> None:
     print(f"demo data: {text}", file=sys.stderr)
-
-
-def debian_package(name: str, target: Path) -> Path | None:
-    """Unpack the Debian package `name` below `target` without root; None where that is not possible."""
-    if not (shutil.which("apt-get") and shutil.which("dpkg-deb")):
-        return None
-    target.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix="manyeyes-apt-") as scratch:
-        for update_first in (False, True):
-            options = ["-o", "APT::Sandbox::User=root"] if os.geteuid() == 0 else []
-            if update_first:  # this machine's package lists are absent or old: fetch private ones
-                for part in ("lists/partial", "cache/archives/partial"):
-                    (Path(scratch) / part).mkdir(parents=True)
-                options += ["-o", f"Dir::State::Lists={scratch}/lists", "-o", f"Dir::Cache={scratch}/cache"]
-                if subprocess.run(["apt-get", "-qq", *options, "update"], capture_output=True).returncode:
-                    return None
-            if not subprocess.run(
-                ["apt-get", "-qq", *options, "download", name], cwd=scratch, capture_output=True
-            ).returncode:
-                archive = next(Path(scratch).glob("*.deb"))
-                subprocess.run(["dpkg-deb", "-x", str(archive), str(target)], check=True)
-                return target
-    return None
 
 
 def fashion_mnist(target: Path) -> str:

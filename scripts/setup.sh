@@ -22,13 +22,13 @@ find_python() {
 # Debian splits `venv` and `pip` off Python. Without them and without root, pip's own wheel out of Debian's package
 # is enough to install pip into a bare environment.
 pip_from_debian() {
-    local python=$1 scratch wheel
-    command -v apt-get >/dev/null && command -v dpkg-deb >/dev/null || return 1
+    local python=$1 scratch wheel status=1
     scratch=$(mktemp -d)
-    (cd "$scratch" && apt-get download python3-pip-whl >/dev/null 2>&1 && dpkg-deb -x python3-pip-whl_*.deb .) || return 1
-    wheel=$(find "$scratch" -name 'pip-*.whl' | head -n 1)
-    [ -n "$wheel" ] && "$python" "$wheel/pip" install --quiet "$wheel"
-    local status=$?
+    if "$python" scripts/debian_package.py python3-pip-whl "$scratch"; then
+        wheel=$(find "$scratch" -name 'pip-*.whl' | head -n 1)
+        [ -n "$wheel" ] && "$python" "$wheel/pip" install --quiet "$wheel"
+        status=$?
+    fi
     rm -rf "$scratch"
     return $status
 }
