@@ -130,7 +130,8 @@ def export(
     prepare(seed=0)
     trained = Run.open(run)
     images, inputs = _comparison_images(dataset or trained.dataset, trained, max(NUM_PARITY_IMAGES, num_golden))
-    model = trained.load_model(which, precision="float32")
+    chosen = trained.checkpoint(which)
+    model = trained.model_of(chosen, precision="float32")
     golden = _make_golden(model, trained.preprocessing, images, num_golden)
     trained_logits = _keras_logits(model, inputs)
     onnx_model = to_onnx(model)
@@ -148,7 +149,7 @@ def export(
         provenance={
             "run": run,
             "checkpoint": which,
-            "step": trained.checkpoint(which).state.global_step,
+            "step": chosen.state.global_step,
             "model": config.to_dict(trained.model),
             "settings_fingerprint": trained.settings_fingerprint,
             "dataset": trained.dataset,

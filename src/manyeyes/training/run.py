@@ -133,7 +133,14 @@ class Run:
         Raises:
             CheckpointError: no whole checkpoint, or one of another model.
         """
-        chosen = self.checkpoint(which)
+        return self.model_of(self.checkpoint(which), precision)
+
+    def model_of(self, chosen: Checkpoint, precision: Precision = "float32") -> keras.Model:
+        """Build the model with the weights of a checkpoint of this run that was read already; see `load_model`.
+
+        Raises:
+            CheckpointError: it is of another model.
+        """
         model = build(config_without_weights(self.model), precision)
         what = f"The checkpoint of step {chosen.state.global_step} of {self.uri}"
         weights.assign(model.variables, chosen.arrays["model"], what)
