@@ -18,7 +18,6 @@ from manyeyes import config, storage
 from manyeyes.data.manifest import QUARANTINE, SHARDS, Encoding, ShardInfo
 from manyeyes.data.quarantine import MAX_KEPT_BYTES, QuarantineRow, encode_quarantine
 from manyeyes.data.sources.base import Source, SourceEntry
-from manyeyes.engines.base import threads_per_worker
 from manyeyes.errors import ImageError, Reason
 from manyeyes.imaging.decode import DecodeLimits, decode, inspect
 from manyeyes.imaging.phash import perceptual_hash
@@ -135,7 +134,6 @@ def write_shard(task: ShardTask) -> ShardRecord:
     finished = _finished_record(record_uri, fingerprint, writer.dataset)
     if finished is not None:
         return finished
-    cv2.setNumThreads(threads_per_worker())
     examples: list[_Example] = []
     refused: list[QuarantineRow] = []
     for entry, label in zip(task.entries, task.labels, strict=True):
@@ -222,11 +220,7 @@ def _make_example(source: Source, entry: SourceEntry, label: int, writer: ShardW
     try:
         if 0 <= writer.limits.max_bytes < entry.size_bytes:
             raise ImageError(Reason.TOO_MANY_BYTES, f"{entry.size_bytes} bytes, the limit is {writer.limits.max_bytes}")
-        if (
-            entry.problem is not None
-            and entry.problem is not Reason.MISSING_LABEL
-            and entry.problem is not Reason.UNKNOWN_LABEL
-        ):
+        if entry.problem not in (None, Reason.MISSING_LABEL, Reason.UNKNOWN_LABEL):
             raise ImageError(entry.problem, entry.detail)
         content = source.read(entry)
         if entry.problem is not None:
