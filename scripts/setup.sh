@@ -5,6 +5,9 @@
 set -euo pipefail
 venv=$1
 group=${2:-}
+# Developers get the cluster engines too.
+extras=${group:+cluster}
+extras=${extras:-all}
 
 find_python() {
     local candidate
@@ -50,4 +53,4 @@ fi
 
 echo "setup: installing into $venv (a few minutes the first time: TensorFlow is large)" >&2
 "$venv/bin/python" -m pip install --quiet --disable-pip-version-check --upgrade 'pip>=25.1'
-"$venv/bin/python" -m pip install --quiet --disable-pip-version-check --editable '.[all]' ${group:+--group "$group"}
+"$venv/bin/python" -m pip install --quiet --disable-pip-version-check --editable ".[${extras}]" ${group:+--group "$group"}

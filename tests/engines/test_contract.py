@@ -5,20 +5,20 @@ from __future__ import annotations
 import pytest
 
 from manyeyes.engines.registry import create_engine
-from manyeyes.engines.testing import EngineContract, GangContract, WorkerProcessContract, rank_and_size
+from manyeyes.engines.testing import EngineContract, GangContract, LazyContract, WorkerProcessContract, rank_and_size
 from manyeyes.errors import UsageError
 
 
-class TestInline(EngineContract):
+class TestInline(EngineContract, LazyContract):
     engine_name = "inline"
     num_workers = 1
 
 
-class TestLocal(EngineContract, WorkerProcessContract, GangContract):
+class TestLocal(EngineContract, LazyContract, WorkerProcessContract, GangContract):
     engine_name = "local"
 
 
-class TestLocalWithOneWorker(EngineContract, WorkerProcessContract):
+class TestLocalWithOneWorker(EngineContract, LazyContract, WorkerProcessContract):
     engine_name = "local"
     num_workers = 1
 

@@ -16,16 +16,67 @@ if TYPE_CHECKING:
     from rich.console import Console
     from rich.progress import Progress
 
+    from manyeyes.engines.base import Engine
+
 EngineName = Annotated[
     str, typer.Option("--engine", help=f"Where the job runs: {', '.join(ENGINE_NAMES)}.", rich_help_panel="Execution")
 ]
 NumWorkers = Annotated[
     int | None,
-    typer.Option("--workers", help="Number of worker processes; default: one per core.", rich_help_panel="Execution"),
+    typer.Option(
+        "--workers",
+        help="Tasks at once; default: one per core, or what the cluster offers.",
+        rich_help_panel="Execution",
+    ),
+]
+EngineConfig = Annotated[
+    str | None,
+    typer.Option(
+        "--engine-config",
+        metavar="FILE",
+        help="TOML file with settings of the engine: master, executors … (docs/guides/).",
+        rich_help_panel="Execution",
+    ),
+]
+EngineSet = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--engine-set",
+        metavar="KEY=VALUE",
+        help="One setting of the engine, over those of the file, e.g. master=spark://host:7077; may be repeated.",
+        rich_help_panel="Execution",
+    ),
+]
+ShipEnv = Annotated[
+    bool,
+    typer.Option(
+        "--ship-env",
+        help="Send this Python environment to the cluster's nodes (packed once), where it is not installed.",
+        rich_help_panel="Execution",
+    ),
 ]
 JsonOutput = Annotated[
     bool, typer.Option("--json", help="Print the result as JSON on standard output and nothing else there.")
 ]
+
+
+def make_engine(
+    name: str,
+    workers: int | None,
+    config_path: str | None = None,
+    assignments: list[str] | None = None,
+    ship_env: bool = False,
+) -> Engine:
+    """The engine that the options under "Execution" name.
+
+    Raises:
+        UsageError: no such engine, or no such setting of it.
+    """
+    from manyeyes import config
+    from manyeyes.engines.registry import create_engine
+
+    settings = config.override(config.load_toml(config_path) if config_path else {}, assignments or ())
+    return create_engine(name, workers, settings | ({"ship_env": True} if ship_env else {}))
 
 
 def console() -> Console:
@@ -49,7 +100,12 @@ def print_json(content: Any) -> None:
 
 @contextmanager
 def progress_bar(unit: str = "images", *, hidden: bool = False) -> Iterator[Progress]:
-    """A progress bar on standard error with count, rate and time left; silent where that is not a terminal."""
+    """A progress bar on standard error with count, rate and time left; silent where that is not a terminal.
+
+    What an engine says meanwhile (the URL of a job, its counters, a lost executor) is printed above the bar.
+    """
+    import logging
+
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, TextColumn, TimeRemainingColumn
     from rich.text import Text
 
@@ -68,4 +124,16 @@ def progress_bar(unit: str = "images", *, hidden: bool = False) -> Iterator[Prog
         console=out,
         disable=hidden or not out.is_terminal,
     ) as progress:
-        yield progress
+
+        class Above(logging.Handler):
+            def emit(self, record: logging.LogRecord) -> None:
+                progress.console.print(record.getMessage(), markup=False, soft_wrap=True)
+
+        handler, log = Above(), logging.getLogger("manyeyes.engines")
+        log.addHandler(handler)
+        log.setLevel(logging.INFO)
+        log.propagate = False
+        try:
+            yield progress
+        finally:
+            log.removeHandler(handler)

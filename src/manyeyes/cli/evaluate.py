@@ -31,6 +31,9 @@ def command(
         ),
     ] = None,
     workers: common.NumWorkers = None,
+    engine_config: common.EngineConfig = None,
+    engine_set: common.EngineSet = None,
+    ship_env: common.ShipEnv = False,
     json_output: common.JsonOutput = False,
 ) -> None:
     """Measure how well a RUN or a BUNDLE recognises the examples of a DATASET.
@@ -44,11 +47,10 @@ def command(
 
     from rich.table import Table
 
-    from manyeyes.engines.registry import create_engine
     from manyeyes.evaluation.evaluate import evaluate
     from manyeyes.evaluation.tables import tables
 
-    if workers is not None and engine is None:
+    if engine is None and (workers or engine_config or engine_set or ship_env):
         engine = "local"
     with common.progress_bar("images", hidden=json_output) as progress:
         task = progress.add_task("Evaluating", total=None)
@@ -56,7 +58,7 @@ def command(
             model,
             dataset,
             split=split,
-            engine=create_engine(engine, workers) if engine else None,
+            engine=common.make_engine(engine, workers, engine_config, engine_set, ship_env) if engine else None,
             batch_size=batch_size,
             confidence=confidence,
             out=out,

@@ -7,7 +7,18 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from manyeyes.cli.common import EngineName, JsonOutput, NumWorkers, console, print_json, progress_bar
+from manyeyes.cli.common import (
+    EngineConfig,
+    EngineName,
+    EngineSet,
+    JsonOutput,
+    NumWorkers,
+    ShipEnv,
+    console,
+    make_engine,
+    print_json,
+    progress_bar,
+)
 
 if TYPE_CHECKING:
     from manyeyes.data.ingest import IngestResult
@@ -68,6 +79,9 @@ def command(
     ] = False,
     engine: EngineName = "local",
     workers: NumWorkers = None,
+    engine_config: EngineConfig = None,
+    engine_set: EngineSet = None,
+    ship_env: ShipEnv = False,
     json_output: JsonOutput = False,
 ) -> None:
     """Turn labelled images into a dataset: checked, split, shuffled, in Parquet shards.
@@ -79,7 +93,6 @@ def command(
     """
     from manyeyes.config import from_dict, to_dict
     from manyeyes.data.ingest import IngestSettings, ingest, parse_size, read_class_names
-    from manyeyes.engines.registry import create_engine
     from manyeyes.errors import SourceError, UsageError
 
     if channels not in ("auto", "1", "3"):
@@ -114,7 +127,11 @@ def command(
 
         try:
             result = ingest(
-                source, dataset, settings=settings, engine=create_engine(engine, workers), on_progress=on_progress
+                source,
+                dataset,
+                settings=settings,
+                engine=make_engine(engine, workers, engine_config, engine_set, ship_env),
+                on_progress=on_progress,
             )
         except KeyboardInterrupt:
             console().print("Interrupted. The same command goes on where it stopped.")

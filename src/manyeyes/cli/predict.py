@@ -33,6 +33,9 @@ def command(
     backend: Annotated[str | None, typer.Option(help="auto, openvino or onnxruntime; default: the bundle's.")] = None,
     engine: common.EngineName = "local",
     workers: common.NumWorkers = None,
+    engine_config: common.EngineConfig = None,
+    engine_set: common.EngineSet = None,
+    ship_env: common.ShipEnv = False,
     json_output: common.JsonOutput = False,
 ) -> None:
     """Recognise every image of SOURCE by a BUNDLE and write one row an image to OUT.
@@ -40,7 +43,6 @@ def command(
     Example: `manyeyes predict bundles/fashion photos/ predictions.parquet`
     """
     from manyeyes import config
-    from manyeyes.engines.registry import create_engine
     from manyeyes.errors import DataError
     from manyeyes.recognition.batch import predict
 
@@ -50,7 +52,7 @@ def command(
             bundle,
             source,
             out,
-            engine=create_engine(engine, workers),
+            engine=common.make_engine(engine, workers, engine_config, engine_set, ship_env),
             top_k=top_k,
             batch_size=batch_size,
             split=split,

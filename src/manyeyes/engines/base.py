@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol, TypeVar, runtime_checkable
+
+from manyeyes.errors import UsageError
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -79,6 +81,14 @@ def threads_per_worker() -> int:
     """The number of threads that the current process should use: set by its engine, else all cores."""
     value = os.environ.get(THREADS_VARIABLE, "")
     return int(value) if value.isdigit() and int(value) > 0 else available_cores()
+
+
+def refuse_settings(name: str, settings: Mapping[str, Any]) -> None:
+    """Raise a UsageError if an engine that has no settings was given some."""
+    if settings:
+        raise UsageError(
+            f"The {name} engine has no settings, got {', '.join(settings)}. Use --workers, or another engine."
+        )
 
 
 def describe_failure(fn: Callable[..., Any]) -> str:

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import functools
 import traceback
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
 
-from manyeyes.engines.base import MAX_ATTEMPTS, GangContext, Item, Result, describe_failure
+from manyeyes.engines.base import MAX_ATTEMPTS, GangContext, Item, Result, describe_failure, refuse_settings
 from manyeyes.errors import ManyeyesError, TaskError, UsageError
 
 
@@ -54,8 +55,9 @@ class InlineEngine:
             raise TaskError(f"Worker 0 of the gang failed: {error!r}", traceback.format_exc()) from error
 
 
-def create(num_workers: int | None = None) -> InlineEngine:
-    """Make the engine; it has one worker whatever is asked for."""
+def create(num_workers: int | None, settings: Mapping[str, Any]) -> InlineEngine:
+    """Make the engine; it has one worker whatever is asked for, and no settings."""
+    refuse_settings("inline", settings)
     return InlineEngine()
 
 

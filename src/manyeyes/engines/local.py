@@ -11,8 +11,7 @@ import pickle
 import signal
 import socket
 import threading
-import traceback
-from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from multiprocessing.connection import Connection, wait
 from multiprocessing.context import SpawnProcess
@@ -26,8 +25,10 @@ from manyeyes.engines.base import (
     Result,
     available_cores,
     describe_failure,
+    refuse_settings,
 )
-from manyeyes.errors import EngineError, ManyeyesError, TaskError, UsageError
+from manyeyes.engines.failures import Failure, pickle_failure, pickle_value
+from manyeyes.errors import EngineError, TaskError, UsageError
 
 
 class LocalEngine:
@@ -113,7 +114,7 @@ class LocalEngine:
                         num_failed_starts = 0
                         continue
                     worker.task = None
-                    if isinstance(outcome, _Failure):
+                    if isinstance(outcome, Failure):
                         _judge_failure(fn, task, outcome)
                         again.append(task)
                         continue
@@ -144,8 +145,9 @@ class LocalEngine:
             worker.assign(task, fn)
 
 
-def create(num_workers: int | None = None) -> LocalEngine:
-    """Make the engine, with one worker per core unless told."""
+def create(num_workers: int | None, settings: Mapping[str, Any]) -> LocalEngine:
+    """Make the engine, with one worker per core unless told; it has no settings."""
+    refuse_settings("local", settings)
     return LocalEngine(num_workers)
 
 
@@ -168,15 +170,6 @@ class _Started:
 _STARTED = _Started()
 
 
-class _Failure:
-    """An exception of a task, in a form that always pickles."""
-
-    def __init__(self, error: BaseException) -> None:
-        self.summary = repr(error)
-        self.traceback = "".join(traceback.format_exception(error))
-        self.error = error if isinstance(error, ManyeyesError) else None
-
-
 class _Worker:
     """The driver's side of one process."""
 
@@ -188,7 +181,7 @@ class _Worker:
 
     def assign(self, task: _Task, fn: Callable[..., Any]) -> None:
         self.task = task
-        content = _pickle(task.item, f"Item {task.index} of {describe_failure(fn)}")
+        content = pickle_value(task.item, f"Item {task.index} of {describe_failure(fn)}")
         # A worker that just died is noticed when its answer is read.
         with contextlib.suppress(BrokenPipeError, ConnectionResetError):
             self.connection.send_bytes(content)
@@ -224,15 +217,12 @@ def _judge_death(fn: Callable[..., Any], worker: _Worker, task: _Task, num_faile
         )
 
 
-def _judge_failure(fn: Callable[..., Any], task: _Task, failure: _Failure) -> None:
+def _judge_failure(fn: Callable[..., Any], task: _Task, failure: Failure) -> None:
     """Count an attempt of a task that raised; raise when it was the last or was said on purpose."""
-    if failure.error is not None:
-        failure.error.add_note(f"In the worker:\n{failure.traceback}")
-        raise failure.error
+    failure.raise_if_on_purpose()
     task.num_attempts += 1
     if task.num_attempts >= MAX_ATTEMPTS:
-        message = f"Task {task.index} ({describe_failure(fn)}) failed {task.num_attempts} times: {failure.summary}"
-        raise TaskError(message, failure.traceback)
+        raise failure.task_error(fn, task.index, task.num_attempts)
 
 
 def _collect_gang(workers: Sequence[_Worker]) -> list[Any]:
@@ -247,7 +237,7 @@ def _collect_gang(workers: Sequence[_Worker]) -> list[Any]:
             except (EOFError, OSError):
                 worker.process.join(timeout=5)
                 raise TaskError(f"Worker {rank} of the gang died ({worker.cause_of_death()}).") from None
-            if isinstance(outcome, _Failure):
+            if isinstance(outcome, Failure):
                 if outcome.error is not None:
                     outcome.error.add_note(f"In worker {rank} of the gang:\n{outcome.traceback}")
                     raise outcome.error
@@ -258,7 +248,7 @@ def _collect_gang(workers: Sequence[_Worker]) -> list[Any]:
 
 
 def _start(fn: Callable[..., Any], name: str, num_threads: int) -> _Worker:
-    content = _pickle(fn, describe_failure(fn))
+    content = pickle_value(fn, describe_failure(fn))
     context = multiprocessing.get_context("spawn")
     ours, theirs = context.Pipe()
     process = context.Process(target=_serve_tasks, args=(content, num_threads, theirs), name=name)
@@ -319,33 +309,13 @@ def _serve_tasks(content: bytes, num_threads: int, connection: Connection) -> No
                 fn = fn or pickle.loads(content)
                 answer = pickle.dumps(fn(pickle.loads(encoded_item)), protocol=pickle.HIGHEST_PROTOCOL)
             except (Exception, SystemExit) as error:
-                answer = _pickle_failure(error)
+                answer = pickle_failure(error)
             connection.send_bytes(answer)
 
 
 def _die_with(parent: Any) -> None:
     parent.join()
     os._exit(1)
-
-
-def _pickle(value: Any, what: str) -> bytes:
-    try:
-        return pickle.dumps(value, protocol=pickle.HIGHEST_PROTOCOL)
-    except (pickle.PicklingError, AttributeError, TypeError) as error:
-        raise EngineError(
-            f"{what} can't be sent to a worker: {error}. Use functions at the top level of a module, and plain data."
-        ) from error
-
-
-def _pickle_failure(error: BaseException) -> bytes:
-    failure = _Failure(error)
-    try:
-        content = pickle.dumps(failure)
-        pickle.loads(content)
-    except Exception:
-        failure.error = None
-        content = pickle.dumps(failure)
-    return content
 
 
 def _free_ports(count: int) -> list[int]:

@@ -25,6 +25,7 @@ import weakref
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -56,15 +57,19 @@ class _EngineSuite:
     engine_name: str
     num_workers = 2
 
+    def engine_settings(self) -> dict[str, Any]:
+        """The settings that the engine is made with; plain values, as they travel to drivers by their repr."""
+        return {}
+
     @pytest.fixture
     def engine(self) -> Engine:
         """The engine under test."""
-        return create_engine(self.engine_name, self.num_workers)
+        return create_engine(self.engine_name, self.num_workers, self.engine_settings())
 
     def start_driver(self, function: Callable[..., None], *arguments: object) -> subprocess.Popen[bytes]:
         """Run a function of this module in a driver with a session of its own, so that all it leaves can be found."""
-        call = f"testing.{function.__name__}(*{(self.engine_name, self.num_workers, *arguments)!r})"
-        code = f"from manyeyes.engines import testing; {call}"
+        made = (self.engine_name, self.num_workers, self.engine_settings())
+        code = f"from manyeyes.engines import testing; testing.{function.__name__}(*{(*made, *arguments)!r})"
         return subprocess.Popen([sys.executable, "-c", code], start_new_session=True, stderr=subprocess.DEVNULL)
 
 
@@ -132,21 +137,6 @@ class EngineContract(_EngineSuite):
         with pytest.raises(TaskError, match="Task 0"):
             engine.map(sys.exit, [7])
 
-    def test_items_are_drawn_only_as_workers_come_free(self, engine: Engine) -> None:
-        alive: weakref.WeakSet[LargeItem] = weakref.WeakSet()
-        most_alive = 0
-
-        def items() -> Iterator[LargeItem]:
-            nonlocal most_alive
-            for _ in range(60):
-                item = LargeItem(b"x")
-                alive.add(item)
-                most_alive = max(most_alive, len(alive))
-                yield item
-
-        assert engine.map_reduce(size_of_item, operator.add, items()) == 60
-        assert most_alive <= 3 * engine.num_workers + 2
-
     def test_items_may_be_larger_than_memory_in_sum(self, tmp_path: Path) -> None:
         driver = self.start_driver(large_items_driver, str(tmp_path))
         assert driver.wait(timeout=120) == 0
@@ -167,6 +157,25 @@ class EngineContract(_EngineSuite):
         assert driver.wait(timeout=_PATIENCE_SECONDS) != 0
         wait_until(lambda: not processes_of_session(driver.pid))
         assert processes_of_session(driver.pid) == []
+
+
+class LazyContract(_EngineSuite):
+    """What engines do that feed tasks one by one; a batch system takes all items before it starts."""
+
+    def test_items_are_drawn_only_as_workers_come_free(self, engine: Engine) -> None:
+        alive: weakref.WeakSet[LargeItem] = weakref.WeakSet()
+        most_alive = 0
+
+        def items() -> Iterator[LargeItem]:
+            nonlocal most_alive
+            for _ in range(60):
+                item = LargeItem(b"x")
+                alive.add(item)
+                most_alive = max(most_alive, len(alive))
+                yield item
+
+        assert engine.map_reduce(size_of_item, operator.add, items()) == 60
+        assert most_alive <= 3 * engine.num_workers + 2
 
 
 class WorkerProcessContract(_EngineSuite):
@@ -326,16 +335,16 @@ def fail_on_rank_1(fault: str, directory: str, context: GangContext) -> None:
     os.kill(os.getpid(), signal.SIGKILL)
 
 
-def endless_driver(engine_name: str, num_workers: int, directory: str) -> None:
+def endless_driver(engine_name: str, num_workers: int, settings: dict[str, Any], directory: str) -> None:
     """Driver whose tasks never end."""
-    create_engine(engine_name, num_workers).map(functools.partial(sleep_for_ever, directory), range(100))
+    create_engine(engine_name, num_workers, settings).map(functools.partial(sleep_for_ever, directory), range(100))
 
 
-def large_items_driver(engine_name: str, num_workers: int, directory: str) -> None:
+def large_items_driver(engine_name: str, num_workers: int, settings: dict[str, Any], directory: str) -> None:
     """Driver that feeds 40 items of 16 MiB and reports by how much its memory grew at most."""
     before = peak_memory_bytes()
     items = (LargeItem(bytes(1 << 24)) for _ in range(40))
-    num_bytes = create_engine(engine_name, num_workers).map_reduce(size_of_item, operator.add, items)
+    num_bytes = create_engine(engine_name, num_workers, settings).map_reduce(size_of_item, operator.add, items)
     report = {"num_bytes": num_bytes, "growth_bytes": peak_memory_bytes() - before}
     (Path(directory) / "report.json").write_text(json.dumps(report))
 
