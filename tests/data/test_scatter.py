@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from manyeyes.data.scatter import Scatter
 
 
-def shuffled(blocks, seed, max_in_memory=20_000):
+def shuffled(blocks, seed, max_in_memory=4096):
     with Scatter(seed, max_in_memory) as scatter:
         for index, block in enumerate(blocks):
             scatter.add(block, [index, f"é\udcff{index}"])
@@ -37,6 +37,11 @@ def test_every_record_comes_once_and_blocks_stay_together(sizes, seed):
 @pytest.mark.parametrize("seed", [None, 3])
 def test_the_order_is_the_same_in_memory_and_on_disk(seed):
     assert shuffled(range(5000), seed) == shuffled(range(5000), seed, max_in_memory=100)
+
+
+def test_files_too_long_for_memory_are_dealt_again_in_the_same_order():
+    blocks = [block // 3 for block in range(6000)]
+    assert shuffled(blocks, 5, max_in_memory=1) == shuffled(blocks, 5, max_in_memory=10_000)
 
 
 def test_without_a_seed_the_order_stays():

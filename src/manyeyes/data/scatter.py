@@ -1,4 +1,4 @@
-"""An exact shuffle of a stream in bounded memory: scatter to buckets by a seeded hash, then permute every bucket.
+"""An exact shuffle of a stream in bounded memory: records are put in the order of a seeded hash of their blocks.
 
 Sources come sorted by class; training shuffles row groups and a window only. So the order is broken up once, at ingest.
 """
@@ -7,22 +7,27 @@ from __future__ import annotations
 
 import contextlib
 import json
-import random
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, TextIO
 
-# With this many buckets, ten million entries need about 150,000 of them in memory at once.
-_NUM_BUCKETS = 64
-# Fewer entries than this never touch the disk.
-_MAX_IN_MEMORY = 20_000
+# Fewer records than this never touch the disk.
+_MAX_IN_MEMORY = 4096
+# A spooled line takes about an eighth of the memory of its record.
+_LINES_PER_RECORD = 8
+_FILES_BITS = 6
+_HASH_BITS = 64
+# A spooled line: the hash in hex, a blank, the record as JSON.
+_KEY_LENGTH = _HASH_BITS // 4
 
 
 class Scatter:
     """Collects records (JSON values) and gives them back in a shuffled order: a function of `seed` and their blocks.
 
-    Records of one block stay together, in their order. Use as a context manager: the spool files go at its end.
+    Records of one block stay together, in their order. Memory does not grow with their number: beyond `max_in_memory`
+    they are dealt to files by the first bits of the hash, and a file that is too long for memory is dealt again by the
+    next ones. Use as a context manager: the spool files go at its end.
 
     Args:
         seed: of the shuffle; None keeps the order of the stream.
@@ -32,9 +37,8 @@ class Scatter:
     def __init__(self, seed: int | None, max_in_memory: int = _MAX_IN_MEMORY) -> None:
         self._seed = seed
         self._max_in_memory = max_in_memory
-        self._buckets: list[list[tuple[int, Any]]] = [[] for _ in range(1 if seed is None else _NUM_BUCKETS)]
-        self._num_in_memory = 0
-        self._files: list[TextIO] = []
+        self._in_memory: list[tuple[int, Any]] = []
+        self._spool: _Spool | None = None
         self._stack = contextlib.ExitStack()
 
     def __enter__(self) -> Scatter:
@@ -45,47 +49,77 @@ class Scatter:
 
     def add(self, block: int, record: Any) -> None:
         """Take one record of a block; records of one block come one after the other."""
-        bucket = 0 if self._seed is None else _hash(self._seed, block) % _NUM_BUCKETS
-        self._buckets[bucket].append((block, record))
-        self._num_in_memory += 1
-        if self._num_in_memory > self._max_in_memory:
-            self._spill()
+        key = 0 if self._seed is None else _hash(self._seed, block)
+        if self._spool is not None:
+            self._spool.add(_line(key, record))
+            return
+        self._in_memory.append((key, record))
+        if len(self._in_memory) > self._max_in_memory:
+            self._spool = self._stack.enter_context(_Spool(_HASH_BITS, _LINES_PER_RECORD * self._max_in_memory))
+            for key, record in self._in_memory:
+                self._spool.add(_line(key, record))
+            self._in_memory.clear()
 
     def __iter__(self) -> Iterator[Any]:
         """Yield all records in the shuffled order; may be called again for the same order."""
-        for index in range(len(self._buckets)):
-            if self._seed is None:
-                for _, record in self._records(index):
-                    yield record
-                continue
-            blocks: dict[int, list[Any]] = {}
-            for block, record in self._records(index):
-                blocks.setdefault(block, []).append(record)
-            order = list(blocks)
-            random.Random(f"{self._seed}/{index}").shuffle(order)
-            for block in order:
-                yield from blocks[block]
+        if self._spool is None:
+            # Sorting is stable, so that the records of a block keep their order.
+            return (record for _, record in sorted(self._in_memory, key=lambda pair: pair[0]))
+        return (json.loads(line[_KEY_LENGTH:]) for line in self._spool)
 
-    def _records(self, index: int) -> Iterator[tuple[int, Any]]:
-        if self._files:
-            self._files[index].flush()
-            with Path(self._files[index].name).open(encoding="ascii") as spooled:
-                for line in spooled:
-                    block, record = json.loads(line)
-                    yield block, record
-        yield from self._buckets[index]
 
-    def _spill(self) -> None:
-        if not self._files:
-            folder = self._stack.enter_context(tempfile.TemporaryDirectory(prefix="manyeyes-scatter-"))
-            self._files = [
-                self._stack.enter_context((Path(folder) / f"{index:03d}.jsonl").open("w", encoding="ascii"))
-                for index in range(len(self._buckets))
-            ]
-        for file, bucket in zip(self._files, self._buckets, strict=True):
-            file.writelines(json.dumps([block, record], separators=(",", ":")) + "\n" for block, record in bucket)
-            bucket.clear()
-        self._num_in_memory = 0
+class _Spool:
+    """Lines in files by the first of the `num_bits` low bits of their key; iterated in the order of the key."""
+
+    def __init__(self, num_bits: int, max_lines: int) -> None:
+        self._shift = num_bits - _FILES_BITS
+        self._max_lines = max_lines
+        self._stack = contextlib.ExitStack()
+        self._files: list[TextIO] = []
+        self._num_lines = [0] * (1 << _FILES_BITS)
+        self._first_keys: list[str | None] = [None] * (1 << _FILES_BITS)
+        self._has_one_key = [True] * (1 << _FILES_BITS)
+
+    def __enter__(self) -> _Spool:
+        folder = Path(self._stack.enter_context(tempfile.TemporaryDirectory(prefix="manyeyes-scatter-")))
+        for index in range(1 << _FILES_BITS):
+            self._files.append(self._stack.enter_context((folder / f"{index:02d}").open("w", encoding="ascii")))
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stack.close()
+
+    def add(self, line: str) -> None:
+        key = line[:_KEY_LENGTH]
+        index = int(key, 16) >> self._shift & ((1 << _FILES_BITS) - 1)
+        self._files[index].write(line)
+        self._num_lines[index] += 1
+        if self._first_keys[index] is None:
+            self._first_keys[index] = key
+        elif self._first_keys[index] != key:
+            self._has_one_key[index] = False
+
+    def __iter__(self) -> Iterator[str]:
+        for index, file in enumerate(self._files):
+            file.flush()
+            with Path(file.name).open(encoding="ascii") as lines:
+                if self._has_one_key[index]:
+                    yield from lines
+                elif self._num_lines[index] <= self._max_lines or self._shift < _FILES_BITS:
+                    yield from _sorted_by_key(lines)
+                else:
+                    with _Spool(self._shift, self._max_lines) as finer:
+                        for line in lines:
+                            finer.add(line)
+                        yield from finer
+
+
+def _line(key: int, record: Any) -> str:
+    return f"{key:0{_KEY_LENGTH}x} {json.dumps(record, separators=(',', ':'))}\n"
+
+
+def _sorted_by_key(lines: Iterable[str]) -> list[str]:
+    return sorted(lines, key=lambda line: line[:_KEY_LENGTH])
 
 
 def _hash(seed: int, block: int) -> int:
