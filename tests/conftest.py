@@ -5,8 +5,11 @@ from __future__ import annotations
 import hashlib
 import io
 import os
+import shutil
 import signal
-from collections.abc import Generator
+import subprocess
+from collections.abc import Generator, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -132,3 +135,48 @@ def small_bundle(small_run: str, tmp_path_factory: pytest.TempPathFactory) -> st
     uri = str(tmp_path_factory.mktemp("small") / "bundle")
     export(small_run, uri)
     return uri
+
+
+@dataclass(frozen=True)
+class HadoopCluster:
+    """A running scripts/hadoop-minicluster.
+
+    Attributes:
+        directory: its HADOOP_HOME, with pids/ and logs/.
+        environment: what whoever uses it has to have in the environment.
+        hdfs: the URI of its HDFS, e.g. hdfs://127.0.0.1:40123.
+    """
+
+    directory: Path
+    environment: dict[str, str]
+    hdfs: str
+
+
+@pytest.fixture(scope="session")
+def hadoop(tmp_path_factory: pytest.TempPathFactory) -> Iterator[HadoopCluster]:
+    """A real HDFS and YARN on this machine; MANYEYES_HADOOP_CLUSTER=DIR names one that runs already."""
+    running = os.environ.get("MANYEYES_HADOOP_CLUSTER")
+    if running:
+        yield _hadoop_in(Path(running))
+        return
+    for command in ("java", "mvn"):
+        if shutil.which(command) is None:
+            pytest.skip(f"{command} is not installed, which scripts/hadoop-minicluster needs")
+    directory = tmp_path_factory.mktemp("hadoop")
+    script = str(Path(__file__).parent.parent / "scripts" / "hadoop-minicluster")
+    done = subprocess.run([script, "start", str(directory)], capture_output=True, text=True, check=False)
+    if done.returncode:
+        pytest.fail(done.stderr)
+    try:
+        yield _hadoop_in(directory)
+    finally:
+        subprocess.run([script, "stop", str(directory)], check=True)
+
+
+def _hadoop_in(directory: Path) -> HadoopCluster:
+    import xml.etree.ElementTree
+
+    properties = xml.etree.ElementTree.parse(directory / "conf" / "core-site.xml").iter("property")
+    values = {entry.findtext("name"): entry.findtext("value") for entry in properties}
+    environment = {"HADOOP_HOME": str(directory), "HADOOP_CONF_DIR": str(directory / "conf")}
+    return HadoopCluster(directory, environment, values["fs.defaultFS"] or "")
