@@ -13,7 +13,7 @@ import manyeyes
 from manyeyes.errors import ManyeyesError
 
 # In the order of the journey; each is a module of this package with a function `command`.
-VERBS = ("ingest", "train", "evaluate", "export", "predict", "serve")
+VERBS = ("ingest", "train", "evaluate", "export", "predict", "serve", "doctor")
 
 app = typer.Typer(
     name="manyeyes",
