@@ -5,21 +5,14 @@ from __future__ import annotations
 import collections
 import contextlib
 import functools
-import multiprocessing
-import os
-import pickle
-import signal
 import socket
-import threading
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from multiprocessing.connection import Connection, wait
-from multiprocessing.context import SpawnProcess
+from multiprocessing.connection import wait
 from typing import Any
 
 from manyeyes.engines.base import (
     MAX_ATTEMPTS,
-    THREADS_VARIABLE,
     GangContext,
     Item,
     Result,
@@ -27,7 +20,8 @@ from manyeyes.engines.base import (
     describe_failure,
     refuse_settings,
 )
-from manyeyes.engines.failures import Failure, pickle_failure, pickle_value
+from manyeyes.engines.failures import Failure, pickle_value
+from manyeyes.engines.worker import STARTED, Worker, start_worker, stop_workers
 from manyeyes.errors import EngineError, TaskError, UsageError
 
 
@@ -74,21 +68,22 @@ class LocalEngine:
             raise UsageError(f"A gang of {world_size} workers is not possible. Ask for at least 1.")
         addresses = tuple(f"127.0.0.1:{port}" for port in _free_ports(world_size))
         num_threads = max(1, available_cores() // world_size)
-        workers: list[_Worker] = []
+        content = pickle_value(fn, describe_failure(fn))
+        workers: list[Worker] = []
         try:
             # One by one, so that `finally` also stops those that were started before a start failed.
-            workers.extend(_start(fn, f"manyeyes-gang-{rank}", num_threads) for rank in range(world_size))
+            workers.extend(start_worker(content, f"manyeyes-gang-{rank}", num_threads) for rank in range(world_size))
             for rank, worker in enumerate(workers):
-                worker.assign(_Task(rank, GangContext(rank, world_size, addresses)), fn)
+                worker.send(_pickle_task(_Task(rank, GangContext(rank, world_size, addresses)), fn))
             return _collect_gang(workers)
         finally:
-            _stop(workers)
+            stop_workers(workers)
 
     def _run(self, fn: Callable[[Item], Result], items: Iterable[Item]) -> Generator[tuple[int, Result], None, None]:
         """Yield (index, result) as tasks end. An item is drawn only when a worker is free to take it."""
         fresh = (_Task(index, item) for index, item in enumerate(items))
         again: collections.deque[_Task] = collections.deque()
-        workers: list[_Worker] = []
+        workers: list[Worker] = []
         num_failed_starts = 0
         try:
             while True:
@@ -105,12 +100,12 @@ class LocalEngine:
                     except (EOFError, OSError):
                         workers.remove(worker)
                         worker.process.join(timeout=5)
-                        _stop([worker])
+                        stop_workers([worker])
                         num_failed_starts = 0 if worker.started else num_failed_starts + 1
                         _judge_death(fn, worker, task, num_failed_starts)
                         again.append(task)
                         continue
-                    if outcome is _STARTED:
+                    if outcome is STARTED:
                         num_failed_starts = 0
                         continue
                     worker.task = None
@@ -122,12 +117,12 @@ class LocalEngine:
                     self._hand_out(fn, workers, again, fresh)
                     yield task.index, outcome
         finally:
-            _stop(workers)
+            stop_workers(workers)
 
     def _hand_out(
         self,
         fn: Callable[..., Any],
-        workers: list[_Worker],
+        workers: list[Worker],
         again: collections.deque[_Task],
         fresh: Iterator[_Task],
     ) -> None:
@@ -140,9 +135,11 @@ class LocalEngine:
                 worker = idle.pop()
             else:
                 num_threads = max(1, available_cores() // self.num_workers)
-                worker = _start(fn, f"manyeyes-worker-{len(workers)}", num_threads)
+                content = pickle_value(fn, describe_failure(fn))
+                worker = start_worker(content, f"manyeyes-worker-{len(workers)}", num_threads)
                 workers.append(worker)
-            worker.assign(task, fn)
+            worker.task = task
+            worker.send(_pickle_task(task, fn))
 
 
 def create(num_workers: int | None, settings: Mapping[str, Any]) -> LocalEngine:
@@ -160,47 +157,11 @@ class _Task:
     num_attempts: int = 0
 
 
-class _Started:
-    """What a worker says first: its start is over, so a later death is a task's fault."""
-
-    def __reduce__(self) -> str:
-        return "_STARTED"
+def _pickle_task(task: _Task, fn: Callable[..., Any]) -> bytes:
+    return pickle_value(task.item, f"Item {task.index} of {describe_failure(fn)}")
 
 
-_STARTED = _Started()
-
-
-class _Worker:
-    """The driver's side of one process."""
-
-    def __init__(self, process: SpawnProcess, connection: Connection) -> None:
-        self.process = process
-        self.connection = connection
-        self.task: _Task | None = None
-        self.started = False
-
-    def assign(self, task: _Task, fn: Callable[..., Any]) -> None:
-        self.task = task
-        content = pickle_value(task.item, f"Item {task.index} of {describe_failure(fn)}")
-        # A worker that just died is noticed when its answer is read.
-        with contextlib.suppress(BrokenPipeError, ConnectionResetError):
-            self.connection.send_bytes(content)
-
-    def receive(self) -> Any:
-        """The next answer. Raises EOFError or OSError when the process is dead."""
-        outcome = pickle.loads(self.connection.recv_bytes())
-        self.started = True
-        return outcome
-
-    def cause_of_death(self) -> str:
-        code = self.process.exitcode
-        if code is not None and code < 0:
-            name = signal.Signals(-code).name
-            return f"killed by {name}" + (", mostly a lack of memory: use fewer workers" if name == "SIGKILL" else "")
-        return f"ended with exit code {code}"
-
-
-def _judge_death(fn: Callable[..., Any], worker: _Worker, task: _Task, num_failed_starts: int) -> None:
+def _judge_death(fn: Callable[..., Any], worker: Worker, task: _Task, num_failed_starts: int) -> None:
     """Count an attempt of the task that its worker died on; raise when it was the last."""
     if not worker.started:
         if num_failed_starts >= MAX_ATTEMPTS:
@@ -225,7 +186,7 @@ def _judge_failure(fn: Callable[..., Any], task: _Task, failure: Failure) -> Non
         raise failure.task_error(fn, task.index, task.num_attempts)
 
 
-def _collect_gang(workers: Sequence[_Worker]) -> list[Any]:
+def _collect_gang(workers: Sequence[Worker]) -> list[Any]:
     results: dict[int, Any] = {}
     ranks = {worker.connection: rank for rank, worker in enumerate(workers)}
     while len(results) < len(workers):
@@ -242,80 +203,9 @@ def _collect_gang(workers: Sequence[_Worker]) -> list[Any]:
                     outcome.error.add_note(f"In worker {rank} of the gang:\n{outcome.traceback}")
                     raise outcome.error
                 raise TaskError(f"Worker {rank} of the gang failed: {outcome.summary}", outcome.traceback)
-            if outcome is not _STARTED:
+            if outcome is not STARTED:
                 results[rank] = outcome
     return [results[rank] for rank in range(len(workers))]
-
-
-def _start(fn: Callable[..., Any], name: str, num_threads: int) -> _Worker:
-    content = pickle_value(fn, describe_failure(fn))
-    context = multiprocessing.get_context("spawn")
-    ours, theirs = context.Pipe()
-    process = context.Process(target=_serve_tasks, args=(content, num_threads, theirs), name=name)
-    with contextlib.closing(theirs), _interrupts_deferred():
-        process.start()
-    return _Worker(process, ours)
-
-
-@contextlib.contextmanager
-def _interrupts_deferred() -> Iterator[None]:
-    """Let Ctrl-C wait until the block is over: a process whose start is cut short prints a traceback of its own.
-
-    Ctrl-C reaches the whole process group, and the driver alone decides what happens then: a process that is started in
-    the block inherits the mask of its signals, so it is safe from its first instruction on. The mask alone does not
-    protect the driver, because the system may hand the signal to another of its threads.
-    """
-    is_main = threading.current_thread() is threading.main_thread()
-    pending: list[tuple[int, Any]] = []
-    previous = signal.signal(signal.SIGINT, lambda *arguments: pending.append(arguments)) if is_main else None
-    mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
-    try:
-        yield
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
-        if is_main:
-            signal.signal(signal.SIGINT, previous)
-    if pending and callable(previous):
-        previous(*pending[0])
-
-
-def _stop(workers: Sequence[_Worker]) -> None:
-    for worker in workers:
-        worker.connection.close()
-        worker.process.terminate()
-    for worker in workers:
-        worker.process.join(timeout=5)
-        if worker.process.is_alive():
-            worker.process.kill()
-            worker.process.join()
-
-
-def _serve_tasks(content: bytes, num_threads: int, connection: Connection) -> None:
-    """The life of a worker: run tasks until the driver goes away."""
-    os.environ[THREADS_VARIABLE] = str(num_threads)
-    os.environ.setdefault("OMP_NUM_THREADS", str(num_threads))
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
-    parent = multiprocessing.parent_process()
-    if parent is not None:
-        threading.Thread(target=_die_with, args=(parent,), daemon=True).start()
-    # A driver that hangs up, before an item or before an answer, wants no more of this worker.
-    with contextlib.suppress(EOFError, BrokenPipeError, ConnectionResetError):
-        connection.send_bytes(pickle.dumps(_STARTED))
-        fn: Callable[[Any], Any] | None = None
-        while True:
-            encoded_item = connection.recv_bytes()
-            try:
-                fn = fn or pickle.loads(content)
-                answer = pickle.dumps(fn(pickle.loads(encoded_item)), protocol=pickle.HIGHEST_PROTOCOL)
-            except (Exception, SystemExit) as error:
-                answer = pickle_failure(error)
-            connection.send_bytes(answer)
-
-
-def _die_with(parent: Any) -> None:
-    parent.join()
-    os._exit(1)
 
 
 def _free_ports(count: int) -> list[int]:
