@@ -1,0 +1,84 @@
+"""Every verb reads from and writes to HDFS and S3, by the command line alone; nothing lies on a local disk."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import urllib.request
+
+import cv2
+import pytest
+from sklearn.datasets import load_digits
+
+from manyeyes import storage
+
+pytestmark = pytest.mark.slow
+
+MANYEYES = (sys.executable, "-m", "manyeyes.cli.main")
+NUM_IMAGES = 240
+TINY = ("--set", "model.options={width=8, stages=2, convolutions=1}", "--learning-rate", "0.02")
+
+
+@pytest.fixture(scope="module", params=["hdfs", "s3"])
+def place(request, tmp_path_factory):
+    """A URI with a folder of digits on a remote file system, which the environment tells how to reach."""
+    cluster = request.getfixturevalue("hadoop" if request.param == "hdfs" else "s3")
+    root = cluster.hdfs if request.param == "hdfs" else cluster.bucket_uri
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in cluster.environment.items():
+            patch.setenv(name, value)
+        uri = f"{root}/journey {os.getpid()}"
+        digits = load_digits(n_class=4)
+        for index in range(NUM_IMAGES):
+            image = cv2.resize((digits.images[index] * 15).astype("uint8"), (16, 16))
+            content = cv2.imencode(".png", image)[1].tobytes()
+            storage.write_bytes(f"{uri}/photos/{digits.target[index]}/{index:04d}.png", content)
+        storage.write_bytes(f"{uri}/photos/0/broken.png", b"\x89PNG\r\n\x1a\nand no more")
+        yield uri
+
+
+def manyeyes(*arguments):
+    """Run a verb with --json; returns what it printed."""
+    command = [*MANYEYES, *map(str, arguments), "--json"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=400, check=False)
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout)
+
+
+def test_the_whole_journey_runs_on_a_remote_file_system(place):
+    dataset, run, bundle, out = (f"{place}/{name}" for name in ("dataset", "run", "bundle", "predictions.parquet"))
+
+    ingested = manyeyes("ingest", f"{place}/photos", dataset, "--channels", 1, "--size", 16)
+    assert (ingested["num_seen"], ingested["num_written"]) == (NUM_IMAGES + 1, NUM_IMAGES)
+    assert manyeyes("ingest", f"{place}/photos", dataset, "--channels", 1, "--size", 16)["was_complete"]
+
+    trained = manyeyes("train", dataset, "--out", run, "--epochs", 2, "--batch-size", 16, *TINY)
+    assert trained["epochs"] == 2
+    resumed = manyeyes("train", dataset, "--out", run, "--resume", "--epochs", 3, "--batch-size", 16, *TINY)
+    assert resumed["global_step"] == trained["global_step"] // 2 * 3
+
+    evaluated = manyeyes("evaluate", run, dataset)
+    assert evaluated["metrics"]["num_examples"] == ingested["written"]["test"]
+    assert storage.read_bytes(f"{run}/evaluation/test/confusion_matrix.png").startswith(b"\x89PNG")
+
+    manyeyes("export", run, bundle)
+    predicted = manyeyes("predict", bundle, f"{place}/photos", out)
+    assert (predicted["num_seen"], predicted["num_failed"]) == (NUM_IMAGES + 1, 1)
+    assert storage.size_bytes(out) > 0
+
+    server = subprocess.Popen([*MANYEYES, "serve", bundle, "--port", "0"], stderr=subprocess.PIPE, text=True)
+    try:
+        said = server.stderr.readline()
+        address = re.search(r"http://\S+", said)
+        assert address, said + server.stderr.read()
+        image = storage.read_bytes(f"{place}/photos/0/0000.png")
+        request = urllib.request.Request(f"{address[0]}/v1/recognize", data=image, method="POST")
+        with urllib.request.urlopen(request, timeout=30) as response:
+            assert json.load(response)["predictions"][0]["class_name"] in {"0", "1", "2", "3"}
+    finally:
+        server.send_signal(signal.SIGINT)
+        assert server.wait(timeout=30) == 0
