@@ -6,6 +6,7 @@ import json
 import multiprocessing
 import os
 import signal
+import socket
 import subprocess
 import sys
 import uuid
@@ -131,10 +132,21 @@ def test_an_unknown_protocol_is_a_usage_error():
         storage.exists("nonsense://x")
 
 
-def test_a_protocol_whose_library_is_missing_says_in_one_line_what_it_needs(monkeypatch):
-    monkeypatch.setitem(sys.modules, "s3fs", None)
-    with pytest.raises(UsageError, match=r"^s3://bucket/x can't be opened: Install s3fs to access S3\.$"):
-        storage.exists("s3://bucket/x")
+@pytest.mark.parametrize(
+    ("uri", "library", "message"),
+    [
+        ("s3://bucket/x", "s3fs", r"^s3://bucket/x needs an optional part .* pip install 'manyeyes\[s3\]'$"),
+        ("hdfs://127.0.0.1:{port}/x", "hdfs_native", r"^hdfs://.* needs an optional part .* 'manyeyes\[hdfs\]'$"),
+        ("gs://bucket/x", "gcsfs", r"^gs://bucket/x can't be opened: .*gcsfs"),
+    ],
+)
+def test_a_protocol_whose_library_is_missing_says_in_one_line_what_it_needs(monkeypatch, uri, library, message):
+    monkeypatch.setitem(sys.modules, library, None)
+    for module in ("s3", "hdfs"):
+        monkeypatch.delitem(sys.modules, f"manyeyes.storage.{module}", raising=False)
+        monkeypatch.delattr(storage, module, raising=False)
+    with socket.create_server(("127.0.0.1", 0)) as server, pytest.raises(UsageError, match=message):
+        storage.exists(uri.format(port=server.getsockname()[1]))
 
 
 def test_is_local_knows_paths_from_uris():

@@ -1,8 +1,12 @@
-"""Files on any URI that fsspec knows: open, list, and publish whole (write aside, then rename)."""
+"""Files on any URI that fsspec knows: open, list, and publish whole (write aside, then rename).
+
+HDFS and S3 have files of their own here (`hdfs`, `s3`), loaded when the first URI of theirs is opened.
+"""
 
 from __future__ import annotations
 
 import contextlib
+import errno
 import hashlib
 import io
 import json
@@ -12,15 +16,16 @@ import re
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, cast
 
 import fsspec
 from fsspec.core import url_to_fs
 
-from manyeyes.errors import StorageError, UsageError
+from manyeyes.errors import MissingExtraError, StorageError, UsageError
+from manyeyes.storage.remote import ASIDE_MARK, Item, RemoteFiles
 
-# A file that is being written; readers and listings pass over it.
-ASIDE_MARK = ".aside-"
+# How much is read at once to compute a checksum: on remote file systems every read is a request.
+_CHECKSUM_CHUNK_BYTES = 1 << 23
 
 
 def is_local(uri: str | os.PathLike[str]) -> bool:
@@ -33,9 +38,21 @@ def filesystem(uri: str | os.PathLike[str]) -> tuple[fsspec.AbstractFileSystem, 
     """Return the fsspec file system of `uri` and the path in it.
 
     Raises:
-        UsageError: the protocol is unknown, or its library is not installed.
+        UsageError: the protocol is unknown, its library is not installed, or the address can't be right.
+        ConnectionError: the server does not answer.
     """
     text = os.fspath(uri)
+    scheme = text.partition("://")[0] if "://" in text else ""
+    if scheme in ("hdfs", "viewfs"):
+        from manyeyes.storage import hdfs
+
+        return hdfs.open_uri(text)
+    if scheme in ("s3", "s3a"):
+        try:
+            from manyeyes.storage import s3
+        except ImportError:
+            raise MissingExtraError(text, "s3") from None
+        return s3.open_uri(text)
     try:
         fs, path = url_to_fs(text)
     except (ImportError, ValueError, OSError) as error:
@@ -87,9 +104,17 @@ def open_read(uri: str | os.PathLike[str]) -> IO[bytes]:
     return fs.open(path, "rb")
 
 
+def open_ranges(uri: str | os.PathLike[str]) -> IO[bytes]:
+    """Open the file at `uri` for reads here and there: on HDFS and S3 each is one request for just its bytes."""
+    fs, path = filesystem(uri)
+    return cast(IO[bytes], fs.open_ranges(path)) if isinstance(fs, RemoteFiles) else fs.open(path, "rb")
+
+
 def read_bytes(uri: str | os.PathLike[str], start: int | None = None, end: int | None = None) -> bytes:
     """Return the bytes [start, end) of the file at `uri`, or all of them."""
     fs, path = filesystem(uri)
+    if end is not None and end <= (start or 0):
+        return b""
     return fs.cat_file(path, start=start, end=end)
 
 
@@ -98,17 +123,45 @@ def read_json(uri: str | os.PathLike[str]) -> Any:
     return json.loads(read_bytes(uri))
 
 
+def iterate_directory(uri: str | os.PathLike[str]) -> Iterator[Item]:
+    """Yield what is directly in the directory `uri`, on HDFS and S3 as the pages of the listing come.
+
+    The order is that of the UTF-8 bytes of the names, where a directory's name ends with a slash, on all file systems:
+    then a tree that is walked down at every directory gives its files in the order of their paths' bytes.
+
+    Raises:
+        FileNotFoundError, NotADirectoryError: there is no such directory.
+    """
+    fs, path = filesystem(uri)
+    if isinstance(fs, RemoteFiles):
+        yield from fs.iterate(path)
+        return
+    if fs.isfile(path):
+        raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), os.fspath(uri))
+    found = []
+    for entry in fs.ls(path, detail=True):
+        name, is_directory = posixpath.basename(entry["name"].rstrip("/")), entry["type"] == "directory"
+        found.append((os.fsencode(f"{name}/" if is_directory else name), Item(name, is_directory, entry["size"] or 0)))
+    yield from (item for _, item in sorted(found))
+
+
 def list_files(uri: str | os.PathLike[str], suffix: str = "") -> list[str]:
     """Return the sorted names of the files directly in the directory `uri` (empty if it does not exist)."""
-    fs, path = filesystem(uri)
-    if not fs.isdir(path):
+    try:
+        return sorted(
+            item.name
+            for item in iterate_directory(uri)
+            if not item.is_directory and item.name.endswith(suffix) and ASIDE_MARK not in item.name
+        )
+    except (FileNotFoundError, NotADirectoryError):
         return []
-    names = [posixpath.basename(entry["name"]) for entry in fs.ls(path, detail=True) if entry["type"] == "file"]
-    return sorted(name for name in names if name.endswith(suffix) and ASIDE_MARK not in name)
 
 
 def make_directory(uri: str | os.PathLike[str]) -> None:
-    """Create the directory `uri` and its parents; do nothing if it exists."""
+    """Create the directory `uri` and its parents; do nothing if it exists.
+
+    S3 has no directories: there this only finds out that the bucket exists.
+    """
     fs, path = filesystem(uri)
     fs.makedirs(path, exist_ok=True)
 
@@ -121,13 +174,16 @@ def remove(uri: str | os.PathLike[str], *, recursive: bool = False) -> None:
 
 
 def rename(source: str | os.PathLike[str], target: str | os.PathLike[str]) -> None:
-    """Rename a file or directory within one file system; on local disk this replaces an existing file atomically."""
+    """Rename a file or directory within one file system; on local disk and HDFS in one step.
+
+    A file that is in the way is replaced. On S3 every file is copied and then removed.
+    """
     fs, source_path = filesystem(source)
     _, target_path = filesystem(target)
     if is_local(source):
         Path(source_path).replace(target_path)
     else:
-        fs.mv(source_path, target_path, recursive=fs.isdir(source_path))
+        fs.mv(source_path, target_path, recursive=not isinstance(fs, RemoteFiles) and fs.isdir(source_path))
 
 
 @contextlib.contextmanager
@@ -138,12 +194,22 @@ def publish(uri: str | os.PathLike[str]) -> Iterator[IO[bytes]]:
     (S3) has no rename: there the bytes are kept in memory and sent by one PUT, which is as atomic.
 
     Raises:
-        StorageError: a file on this machine can't be written. (What a remote file system raises may be mended by
-            another attempt, so it is left as it is.)
+        StorageError: the file can't be written and another attempt will not mend it. (What else a remote file system
+            raises may be mended, so it stays the OSError that it is, which engines retry.)
     """
     fs, path = filesystem(uri)
     parent = posixpath.dirname(path)
-    if fs.protocol in ("s3", ("s3", "s3a"), "memory") or (isinstance(fs.protocol, tuple) and "s3" in fs.protocol):
+    if isinstance(fs, RemoteFiles):
+        try:
+            with fs.publish(path) as remote_file:
+                yield remote_file
+        except (PermissionError, FileNotFoundError, NotADirectoryError, IsADirectoryError) as error:
+            # Where it names a file elsewhere, it is of what the caller was reading.
+            if error.filename != fs.unstrip_protocol(path):
+                raise
+            raise StorageError(error.errno, error.strerror, os.fspath(uri)) from error
+        return
+    if fs.protocol == "memory":
         buffer = io.BytesIO()
         yield buffer
         fs.makedirs(parent, exist_ok=True)
@@ -159,8 +225,8 @@ def publish(uri: str | os.PathLike[str]) -> Iterator[IO[bytes]]:
                 os.fsync(local_file.fileno())
             Path(aside).replace(path)
         else:
-            with fs.open(aside, "wb") as remote_file:
-                yield remote_file
+            with fs.open(aside, "wb") as other_file:
+                yield other_file
             with contextlib.suppress(FileNotFoundError):
                 fs.rm(path)
             fs.mv(aside, path)
@@ -200,6 +266,6 @@ def sha256_of_file(uri: str | os.PathLike[str]) -> str:
     """Return the SHA-256 of the file at `uri`, in hex."""
     digest = hashlib.sha256()
     with open_read(uri) as file:
-        while chunk := file.read(1 << 20):
+        while chunk := file.read(_CHECKSUM_CHUNK_BYTES):
             digest.update(chunk)
     return digest.hexdigest()
