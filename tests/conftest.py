@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import io
 import os
 import shutil
 import signal
+import socket
 import subprocess
-from collections.abc import Generator, Iterator
+import sys
+import time
+from collections.abc import Generator, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -180,3 +184,63 @@ def _hadoop_in(directory: Path) -> HadoopCluster:
     values = {entry.findtext("name"): entry.findtext("value") for entry in properties}
     environment = {"HADOOP_HOME": str(directory), "HADOOP_CONF_DIR": str(directory / "conf")}
     return HadoopCluster(directory, environment, values["fs.defaultFS"] or "")
+
+
+@dataclass(frozen=True)
+class S3Server:
+    """A running server that speaks S3.
+
+    Attributes:
+        endpoint: its URL.
+        environment: what whoever uses it has to have in the environment.
+        bucket_uri: the URI of an empty bucket.
+    """
+
+    endpoint: str
+    environment: dict[str, str]
+    bucket_uri: str
+
+
+@pytest.fixture(scope="session")
+def s3(tmp_path_factory: pytest.TempPathFactory) -> Iterator[S3Server]:
+    """A real server in a process of its own, with one bucket."""
+    log = tmp_path_factory.mktemp("s3") / "server.log"
+    with run_s3_server(log) as server:
+        yield server
+
+
+@contextlib.contextmanager
+def run_s3_server(log: Path, environment: Mapping[str, str] | None = None) -> Iterator[S3Server]:
+    """Start moto's server on a free port; `environment` is added to the server's own."""
+    import boto3
+
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    command = [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(port)]
+    with (
+        log.open("wb") as out,
+        subprocess.Popen(command, stdout=out, stderr=out, env={**os.environ, **(environment or {})}) as process,
+    ):
+        try:
+            deadline = time.monotonic() + 60
+            while True:
+                try:
+                    socket.create_connection(("127.0.0.1", port), timeout=1).close()
+                    break
+                except OSError:
+                    if process.poll() is not None or time.monotonic() > deadline:
+                        pytest.fail(f"moto's server did not start: {log.read_text()}")
+                    time.sleep(0.05)
+            endpoint = f"http://127.0.0.1:{port}"
+            client = boto3.client(
+                "s3",
+                endpoint_url=endpoint,
+                aws_access_key_id="key",
+                aws_secret_access_key="secret",
+                region_name="us-east-1",
+            )
+            client.create_bucket(Bucket="pictures")
+            keys = {"AWS_ACCESS_KEY_ID": "key", "AWS_SECRET_ACCESS_KEY": "secret", "AWS_ENDPOINT_URL": endpoint}
+            yield S3Server(endpoint, keys, "s3://pictures")
+        finally:
+            process.terminate()
