@@ -153,7 +153,7 @@ def task_processes(hadoop):
         except OSError:
             continue
         ours = f"HADOOP_CONF_DIR={hadoop.environment['HADOOP_CONF_DIR']}".encode()
-        if b"manyeyes.engines.hadoop_task" in command and b"python" in command[0] and ours in environment:
+        if b"manyeyes.engines.hadoop.task" in command and b"python" in command[0] and ours in environment:
             found.append(int(path.parent.name))
     return found
 
