@@ -12,7 +12,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Generator, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -207,6 +207,12 @@ def s3(tmp_path_factory: pytest.TempPathFactory) -> Iterator[S3Server]:
     log = tmp_path_factory.mktemp("s3") / "server.log"
     with run_s3_server(log) as server:
         yield server
+
+
+@pytest.fixture(scope="session")
+def start_s3_server() -> Callable[..., contextlib.AbstractContextManager[S3Server]]:
+    """For a test that needs a server of its own; takes the path of its log, and variables for it."""
+    return run_s3_server
 
 
 @contextlib.contextmanager
