@@ -58,8 +58,7 @@ def test_the_whole_journey_runs_on_a_remote_file_system(place):
 
     trained = manyeyes("train", dataset, "--out", run, "--epochs", 2, "--batch-size", 16, *TINY)
     assert trained["epochs"] == 2
-    resumed = manyeyes("train", dataset, "--out", run, "--resume", "--epochs", 3, "--batch-size", 16, *TINY)
-    assert resumed["global_step"] == trained["global_step"] // 2 * 3
+    assert manyeyes("train", dataset, "--out", run, "--resume")["global_step"] == trained["global_step"]
 
     evaluated = manyeyes("evaluate", run, dataset)
     assert evaluated["metrics"]["num_examples"] == ingested["written"]["test"]
