@@ -10,6 +10,7 @@ import io
 import os
 import posixpath
 import re
+import threading
 import uuid
 from collections.abc import Iterable, Iterator
 from typing import IO, TYPE_CHECKING, Any
@@ -33,6 +34,9 @@ if TYPE_CHECKING:
 # again. (hdfs-native would wait for three minutes.) Hadoop's settings go before these.
 _ATTEMPTS_KEY, _ATTEMPTS = "dfs.client.failover.max.attempts", 8
 _LONGEST_SLEEP_KEY, _LONGEST_SLEEP_MS = "dfs.client.failover.sleep.max.millis", 5000
+
+# A NameNode that takes a connection has so long for its first answer.
+_FIRST_ANSWER_SECONDS = 10.0
 
 # Java's exceptions, by the ends of their names; what is not here may be mended by another attempt.
 _ERRNO_OF_EXCEPTION = {
@@ -89,16 +93,43 @@ def _files(pid: int, scheme: str, authority: str, directory: str, version: tuple
         authority, found = name_service(authority, settings, uri)
         settings |= found
         num_name_nodes = max(1, len(found) - 1)
-    settings = {_LONGEST_SLEEP_KEY: str(_LONGEST_SLEEP_MS), _ATTEMPTS_KEY: str(_ATTEMPTS * num_name_nodes)} | settings
+    patience = {_LONGEST_SLEEP_KEY: str(_LONGEST_SLEEP_MS), _ATTEMPTS_KEY: str(_ATTEMPTS * num_name_nodes)}
     try:
         from hdfs_native import Client
     except ImportError:
         raise MissingExtraError(uri, "hdfs") from None
+    url = f"{scheme}://{authority}"
     try:
-        client = Client(f"{scheme}://{authority}", settings)
+        impatient = Client(url, settings | {_ATTEMPTS_KEY: str(num_name_nodes)})
+        client = Client(url, patience | settings)
     except Exception as error:
-        raise UsageError(f"{scheme}://{authority} can't be opened: {str(error).splitlines()[0]}.") from None
-    return HdfsFiles(client, f"{scheme}://{authority}")
+        raise UsageError(f"{url} can't be opened: {str(error).splitlines()[0]}.") from None
+    _check_that_it_speaks_hdfs(HdfsFiles(impatient, url))
+    return HdfsFiles(client, url)
+
+
+def _check_that_it_speaks_hdfs(files: HdfsFiles) -> None:
+    """Ask once: some other server at that address would be asked for long, or would never answer."""
+    problems: list[ConnectionError] = []
+
+    def ask() -> None:
+        try:
+            files.exists("/")
+        except ConnectionError as error:
+            problems.append(error)
+        except OSError:
+            pass  # a refusal is an answer too
+
+    asking = threading.Thread(target=ask, daemon=True)
+    asking.start()
+    asking.join(_FIRST_ANSWER_SECONDS)
+    if asking.is_alive():
+        raise ConnectionError(
+            f"{files.base} can't be opened: what listens there has not answered as a NameNode within "
+            f"{_FIRST_ANSWER_SECONDS:.0f} s. Check the address: it takes a NameNode's RPC port, not that of a web page."
+        )
+    if problems:
+        raise problems[0]
 
 
 class HdfsFiles(AbstractFileSystem, RemoteFiles):
@@ -272,7 +303,9 @@ def _translated(error: Exception, uri: str) -> OSError:
     if "must both be directories" in message:
         return OSError(errno.EISDIR, os.strerror(errno.EISDIR), uri)
     if java is None:
-        return ConnectionError(f"{uri}: HDFS does not answer as it should: {message}")
+        return ConnectionError(
+            f"{uri}: HDFS does not answer as it should: {message}. Check that the address has a NameNode's RPC port."
+        )
     code = _ERRNO_OF_EXCEPTION.get(java[1], errno.EIO)
     return (StorageError if code == errno.EDQUOT else OSError)(code, message, uri)
 
