@@ -250,3 +250,43 @@ def run_s3_server(log: Path, environment: Mapping[str, str] | None = None) -> It
             yield S3Server(endpoint, keys, "s3://pictures")
         finally:
             process.terminate()
+
+
+@dataclass(frozen=True)
+class SparkCluster:
+    """A running scripts/spark-standalone.
+
+    Attributes:
+        directory: with pids/, logs/ and work/.
+        master: its URL, spark://127.0.0.1:PORT.
+        page: the URL of the master's page, which also answers /json/.
+    """
+
+    directory: Path
+    master: str
+    page: str
+
+
+@pytest.fixture(scope="session")
+def spark_cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SparkCluster]:
+    """A real standalone cluster of Spark: a master and two workers, with room for three sessions of two cores."""
+    pytest.importorskip("pyspark")
+    if shutil.which("java") is None and "JAVA_HOME" not in os.environ:
+        pytest.skip("java is not installed, which Spark needs")
+    directory = tmp_path_factory.mktemp("spark")
+    script = str(Path(__file__).parent.parent / "scripts" / "spark-standalone")
+    environment = os.environ | {"SPARK_PYTHON": sys.executable}
+    done = subprocess.run(
+        [script, "start", str(directory), "--cores", "3", "--memory", "2g"],
+        capture_output=True,
+        text=True,
+        check=False,
+        env=environment,
+    )
+    if done.returncode:
+        pytest.fail(done.stderr)
+    try:
+        master = done.stdout.strip().rpartition("=")[2]
+        yield SparkCluster(directory, master, (directory / "page").read_text())
+    finally:
+        subprocess.run([script, "stop", str(directory)], check=True)
