@@ -13,6 +13,7 @@ import json
 import os
 import posixpath
 import re
+import stat
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
@@ -127,7 +128,8 @@ def iterate_directory(uri: str | os.PathLike[str]) -> Iterator[Item]:
     """Yield what is directly in the directory `uri`, on HDFS and S3 as the pages of the listing come.
 
     The order is that of the UTF-8 bytes of the names, where a directory's name ends with a slash, on all file systems:
-    then a tree that is walked down at every directory gives its files in the order of their paths' bytes.
+    then a tree that is walked down at every directory gives its files in the order of their paths' bytes. On local disk
+    a link is what it points to, and what is neither file nor directory is passed over.
 
     Raises:
         FileNotFoundError, NotADirectoryError: there is no such directory.
@@ -136,6 +138,13 @@ def iterate_directory(uri: str | os.PathLike[str]) -> Iterator[Item]:
     if isinstance(fs, RemoteFiles):
         yield from fs.iterate(path)
         return
+    if is_local(uri):
+        # Names only: there may be millions. Their sizes are asked one by one as they are taken.
+        with os.scandir(path) as entries:
+            names = [os.fsencode(f"{entry.name}/" if entry.is_dir() else entry.name) for entry in entries]
+        names.sort()
+        yield from (item for item in (_local_item(path, os.fsdecode(name)) for name in names) if item)
+        return
     if fs.isfile(path):
         raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), os.fspath(uri))
     found = []
@@ -143,6 +152,16 @@ def iterate_directory(uri: str | os.PathLike[str]) -> Iterator[Item]:
         name, is_directory = posixpath.basename(entry["name"].rstrip("/")), entry["type"] == "directory"
         found.append((os.fsencode(f"{name}/" if is_directory else name), Item(name, is_directory, entry["size"] or 0)))
     yield from (item for _, item in sorted(found))
+
+
+def _local_item(folder: str, name: str) -> Item | None:
+    if name.endswith("/"):
+        return Item(name[:-1], True, 0)
+    try:
+        status = os.stat(os.path.join(folder, name))  # noqa: PTH116, PTH118
+    except OSError:  # a link to nothing, or it has gone meanwhile
+        return None
+    return Item(name, False, status.st_size) if stat.S_ISREG(status.st_mode) else None
 
 
 def list_files(uri: str | os.PathLike[str], suffix: str = "") -> list[str]:

@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import Callable
 
 from manyeyes import storage
+from manyeyes.data.manifest import MANIFEST_NAME, SHARDS
 from manyeyes.data.sources.base import Skipped, Source, SourceEntry, has_image_name
 from manyeyes.data.sources.folder import FolderSource
 from manyeyes.data.sources.idx import IdxSource, is_idx_name
@@ -76,16 +77,21 @@ def detect_kind(uri: str) -> str:
 
 
 def _detect_in_directory(uri: str) -> str:
-    names = storage.list_files(uri)
-    if "manifest.json" in names and storage.is_directory(storage.join(uri, "shards")):
-        raise SourceError(f"{uri} is a Manyeyes dataset already. Train on it with: manyeyes train {uri}")
-    found = Counter(kind for kind in map(_kind_of_file, names) if kind and kind != "image")
-    directories = [name for name in _directories(uri) if not name.startswith(".")]
-    nested = {
-        name: Counter(map(_kind_of_file, storage.list_files(storage.join(uri, name)))) for name in directories[:1]
-    }
+    # Counted as they are listed: a folder of millions of images is not held.
+    found: Counter[str] = Counter()
+    directories = []
+    for item in storage.iterate_directory(uri):
+        if item.is_directory:
+            if not item.name.startswith("."):
+                directories.append(item.name)
+            continue
+        if item.name == MANIFEST_NAME and storage.is_directory(storage.join(uri, SHARDS)):
+            raise SourceError(f"{uri} is a Manyeyes dataset already. Train on it with: manyeyes train {uri}")
+        kind = _kind_of_file(item.name)
+        if kind and kind != "image" and storage.ASIDE_MARK not in item.name:
+            found[kind] += 1
     # A Hugging Face repository keeps its files in data/.
-    if not found and directories == ["data"] and nested["data"]["parquet"]:
+    if not found and directories == ["data"] and storage.list_files(storage.join(uri, "data"), ".parquet"):
         return "parquet"
     if directories or not found:
         found["folder"] = max(1, len(directories))
@@ -111,12 +117,3 @@ def _kind_of_file(name: str) -> str | None:
     if lower.endswith(".tar"):
         return "webdataset"
     return "image" if has_image_name(name) else None
-
-
-def _directories(uri: str) -> list[str]:
-    fs, path = storage.filesystem(uri)
-    return sorted(
-        posixpath.basename(found["name"].rstrip("/"))
-        for found in fs.ls(path, detail=True)
-        if fs.isdir(found["name"]) and found["name"].rstrip("/") != path.rstrip("/")
-    )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-import posixpath
+import stat
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -31,7 +31,7 @@ class FolderSource:
     image_shape: tuple[int, int, int] | None = None
 
     def entries(self) -> Iterator[SourceEntry | Skipped]:
-        """See Source.entries; sorted by name at every level."""
+        """See Source.entries; in the order of storage.iterate_directory, which is that of the bytes of the paths."""
         has_splits = has_split_level(self.uri)
         block = 0
         for found in self._walk(self.uri, "", frozenset()):
@@ -67,24 +67,22 @@ class FolderSource:
         if storage.is_local(uri):
             above |= {os.path.realpath(uri.removeprefix("file://"))}
         try:
-            items = _list(uri, above)
+            for item in _list(uri, above):
+                path = f"{prefix}/{item.name}" if prefix else item.name
+                if item.name.startswith("."):
+                    yield Skipped(path, "hidden_folder" if item.kind == "directory" else "hidden_file")
+                elif item.kind == "directory":
+                    yield from self._walk(storage.join(uri, item.name), path, above)
+                elif item.kind == "loop":
+                    yield Skipped(path, "link_to_a_folder_above")
+                elif not has_image_name(item.name):
+                    yield Skipped(path, "not_an_image_name")
+                elif item.kind == "other":
+                    yield Skipped(path, "not_a_file")
+                else:
+                    yield path, item.size_bytes, None
         except PermissionError:
             yield prefix, -1, Reason.UNREADABLE
-            return
-        for item in items:
-            path = f"{prefix}/{item.name}" if prefix else item.name
-            if item.name.startswith("."):
-                yield Skipped(path, "hidden_folder" if item.kind == "directory" else "hidden_file")
-            elif item.kind == "directory":
-                yield from self._walk(storage.join(uri, item.name), path, above)
-            elif item.kind == "loop":
-                yield Skipped(path, "link_to_a_folder_above")
-            elif not has_image_name(item.name):
-                yield Skipped(path, "not_an_image_name")
-            elif item.kind == "other":
-                yield Skipped(path, "not_a_file")
-            else:
-                yield path, item.size_bytes, None
 
 
 def has_split_level(uri: str) -> bool:
@@ -95,34 +93,38 @@ def has_split_level(uri: str) -> bool:
     return bool(names) and all(split_of_name(name) for name in names)
 
 
-def _list(uri: str, above: frozenset[str]) -> list[_Item]:
+def _list(uri: str, above: frozenset[str]) -> Iterator[_Item]:
     if storage.is_local(uri):
-        return _list_local(uri.removeprefix("file://"), above)
-    fs, path = storage.filesystem(uri)
-    items = [
-        _Item(posixpath.basename(found["name"].rstrip("/")), found["type"], found.get("size") or 0)
-        for found in fs.ls(path, detail=True)
-        if found["name"].rstrip("/") != path.rstrip("/")
-    ]
-    return sorted(items, key=lambda item: item.name)
+        yield from _list_local(uri.removeprefix("file://"), above)
+        return
+    for item in storage.iterate_directory(uri):
+        yield _Item(item.name, "directory" if item.is_directory else "file", item.size_bytes)
 
 
-def _list_local(folder: str, above: frozenset[str]) -> list[_Item]:
-    items = []
-    real_folder = os.path.realpath(folder)
+def _list_local(folder: str, above: frozenset[str]) -> Iterator[_Item]:
+    # Names only, and as bytes: there may be millions. What else is to be known of one is asked when it is its turn.
     with os.scandir(folder) as found:
-        for entry in found:
-            if entry.is_dir():
-                target = os.path.realpath(entry.path) if entry.is_symlink() else ""
-                is_above = (real_folder + os.sep).startswith(target.rstrip(os.sep) + os.sep)
-                is_loop = bool(target) and (is_above or target in above)
-                items.append(_Item(entry.name, "loop" if is_loop else "directory", 0))
-            elif entry.is_file():
-                items.append(_Item(entry.name, "file", entry.stat().st_size))
-            else:
-                # A broken link is an input that can't be read, not one to pass over.
-                items.append(_Item(entry.name, "file" if entry.is_symlink() else "other", 0))
-    return sorted(items, key=lambda item: item.name)
+        names = [os.fsencode(f"{entry.name}/" if entry.is_dir() else entry.name) for entry in found]
+    names.sort()
+    real_folder = os.path.realpath(folder)
+    for name in names:
+        yield _local_item(folder, os.fsdecode(name), real_folder, above)
+
+
+def _local_item(folder: str, name: str, real_folder: str, above: frozenset[str]) -> _Item:
+    path = f"{folder.rstrip('/')}/{name}"
+    if name.endswith("/"):
+        name, path = name[:-1], path[:-1]
+        target = os.path.realpath(path) if os.path.islink(path) else ""  # noqa: PTH114
+        is_above = (real_folder + os.sep).startswith(target.rstrip(os.sep) + os.sep)
+        is_loop = bool(target) and (is_above or target in above)
+        return _Item(name, "loop" if is_loop else "directory", 0)
+    try:
+        status = os.stat(path)  # noqa: PTH116
+    except OSError:
+        # A link to nothing, or a file that has gone: an input that can't be read, not one to pass over.
+        return _Item(name, "file", 0)
+    return _Item(name, "file" if stat.S_ISREG(status.st_mode) else "other", status.st_size)
 
 
 def _readable(path: str) -> str:
