@@ -210,9 +210,9 @@ RUNS = [
 def test_every_engine_makes_the_same_bytes_and_numbers(run, expected, places, tmp_path, environment, request):
     if run.settings.get("master") == "SPARK":
         run.settings["master"] = request.getfixturevalue("spark_cluster").master
-    if run.engine in ("spark", "hadoop") and run.settings.get("master") != "local[2]":
+    if run.engine in ("spark", "hadoop"):
         # Nodes of a cluster have an environment of their own; credentials are given to them on purpose.
-        run.settings["environment"] = environment
+        run.settings["pass_environment"] = ["AWS_*", "HADOOP_CONF_DIR"]
     outcome = outcome_of(run, places, tmp_path, environment)
     assert outcome == {key: expected[key] for key in outcome}
     assert len(outcome) == 3 + 2 * len(run.predicts_in)

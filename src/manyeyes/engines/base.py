@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import fnmatch
 import os
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol, TypeVar, runtime_checkable
 
@@ -89,6 +90,38 @@ def refuse_settings(name: str, settings: Mapping[str, Any]) -> None:
         raise UsageError(
             f"The {name} engine has no settings, got {', '.join(settings)}. Use --workers, or another engine."
         )
+
+
+class _InEnvironment:
+    """A task's function, and environment variables that are set where it is unpickled."""
+
+    def __init__(self, func: Callable[..., Any], variables: Mapping[str, str]) -> None:
+        self.func = func
+        self.variables = dict(variables)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _restore_in_environment, (self.func, self.variables)
+
+    def __call__(self, *arguments: Any) -> Any:
+        return self.func(*arguments)
+
+
+def _restore_in_environment(func: Callable[..., Any], variables: Mapping[str, str]) -> _InEnvironment:
+    os.environ.update(variables)
+    return _InEnvironment(func, variables)
+
+
+def with_environment(fn: Callable[..., Any], patterns: Sequence[str]) -> Callable[..., Any]:
+    """Return `fn` so that its tasks get those of this process's environment variables that match a pattern (`AWS_*`).
+
+    The variables travel with the function: credentials stand on no command line and in no settings of a cluster.
+    """
+    variables = {
+        name: value
+        for name, value in os.environ.items()
+        if any(fnmatch.fnmatchcase(name, pattern) for pattern in patterns)
+    }
+    return _InEnvironment(fn, variables) if variables else fn
 
 
 def describe_failure(fn: Callable[..., Any]) -> str:

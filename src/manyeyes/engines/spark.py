@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from manyeyes.config import from_dict
-from manyeyes.engines.base import MAX_ATTEMPTS, GangContext, Item, Result, describe_failure
+from manyeyes.engines.base import MAX_ATTEMPTS, GangContext, Item, Result, describe_failure, with_environment
 from manyeyes.engines.failures import Failure, pickle_value
 from manyeyes.engines.spark_session import SparkSettings, attempts_of_spark, connect, is_local, num_slots
 from manyeyes.engines.spark_tasks import Work, failed_rank, run_rank, run_task
@@ -93,7 +93,7 @@ class SparkEngine:
         """See Engine.gang: a barrier stage. Its ranks are told each other's addresses by the barrier."""
         if world_size < 1:
             raise UsageError(f"A gang of {world_size} workers is not possible. Ask for at least 1.")
-        content = pickle_value(fn, describe_failure(fn))
+        content = pickle_value(with_environment(fn, self.settings.pass_environment), describe_failure(fn))
         context = self.context
         _check_slots(context, world_size)
         group = _JobGroup(context, f"gang of {describe_failure(fn)}")
@@ -119,7 +119,7 @@ class SparkEngine:
 
     def _run(self, fn: Callable[[Item], Result], items: Iterable[Item]) -> Generator[tuple[int, Result], None, None]:
         """Yield (index, result) as tasks end. An item is drawn only when its job can start."""
-        function = pickle_value(fn, describe_failure(fn))
+        function = pickle_value(with_environment(fn, self.settings.pass_environment), describe_failure(fn))
         what = describe_failure(fn)
         tasks = (_Task(index, pickle_value(item, f"Item {index} of {what}")) for index, item in enumerate(items))
         first = next(tasks, None)

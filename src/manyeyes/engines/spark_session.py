@@ -43,6 +43,7 @@ class SparkSettings:
         python: the interpreter on the executors; default: this one, or with `ship_env` the nodes' own python3.N.
         ship_env: send this environment's packages to executors that do not have them.
         ship_extras: the extras of Manyeyes that are sent with it.
+        pass_environment: the driver's environment variables that tasks get, by name or pattern: ["AWS_*"].
         properties: any spark.* properties; they win over all of the above.
         quiet: keep what Spark itself writes to the terminal for error messages.
     """
@@ -55,6 +56,7 @@ class SparkSettings:
     python: str | None = None
     ship_env: bool = False
     ship_extras: tuple[str, ...] = ("predict",)
+    pass_environment: tuple[str, ...] = ()
     properties: dict[str, Any] = field(default_factory=dict)
     quiet: bool = True
 
@@ -235,7 +237,7 @@ def _adopt(context: SparkContext, settings: SparkSettings) -> SparkContext:
     default = SparkSettings()
     # Silence is no matter of the session's.
     changed = [f.name for f in fields(settings) if getattr(settings, f.name) != getattr(default, f.name)]
-    ignored = [name for name in changed if name not in ("quiet", "ship_extras")]
+    ignored = [name for name in changed if name not in ("quiet", "ship_extras", "pass_environment")]
     if settings.master == context.master and "master" in ignored:
         ignored.remove("master")
     if settings.ship_env and not is_local(context):
