@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import threading
+from collections import OrderedDict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -144,8 +147,20 @@ class Dataset:
                 )
 
     def open_shard(self, shard: ShardInfo) -> ShardReader:
-        """Open one shard for random access by row group."""
-        return ShardReader(self.shard_uri(shard), self.image_shape if self.manifest.encoding == "raw" else None)
+        """Open one shard for random access by row group.
+
+        Raises:
+            DatasetError: it is missing or damaged.
+            OSError: a remote file system does not give it here and now.
+        """
+        uri = self.shard_uri(shard)
+        shape = self.image_shape if self.manifest.encoding == "raw" else None
+        if storage.is_local(uri):
+            return ShardReader(uri, shape)
+        key = (os.getpid(), uri, shard.sha256)
+        with _idle_lock:
+            idle = _idle.pop(key, None)
+        return idle or ShardReader(uri, shape, key)
 
     def rows(self, shard: ShardInfo) -> Iterator[RowGroup]:
         """Read one shard from its first row group to its last."""
@@ -155,25 +170,48 @@ class Dataset:
 
 
 class ShardReader:
-    """Random access to the row groups of one shard; not to be shared between threads."""
+    """Random access to the row groups of one shard; not to be shared between threads.
 
-    def __init__(self, uri: str, raw_shape: tuple[int, int, int] | None) -> None:
+    Args:
+        uri: of the shard.
+        raw_shape: (height, width, channels) where it holds pixels.
+        idle_key: by this it is kept open after use, for the next one to read a row group of the same shard.
+    """
+
+    def __init__(
+        self, uri: str, raw_shape: tuple[int, int, int] | None, idle_key: tuple[int, str, str] | None = None
+    ) -> None:
         self.uri = uri
         self._raw_shape = raw_shape
+        self._idle_key = idle_key
         try:
             if storage.is_local(uri):
                 path = uri.removeprefix("file://")
                 self._file = pq.ParquetFile(path, memory_map=True, page_checksum_verification=True)
             else:
-                self._file = pq.ParquetFile(storage.open_read(uri), page_checksum_verification=True)
+                # With pre_buffer the columns of a row group come in one request.
+                opened = storage.open_ranges(uri)
+                self._file = pq.ParquetFile(opened, page_checksum_verification=True, pre_buffer=True)
         except (pa.ArrowException, OSError) as error:
+            if storage.is_transient(error, self.uri):
+                raise
             raise DatasetError(f"{uri} can't be read: {error}. {_MEND}") from None
 
     def __enter__(self) -> ShardReader:
         return self
 
-    def __exit__(self, *_: object) -> None:
-        self.close()
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        if self._idle_key is None or kind is not None:
+            self.close()
+            return
+        with _idle_lock:
+            others = [_idle.pop(self._idle_key, None)]
+            _idle[self._idle_key] = self
+            if len(_idle) > _MAX_IDLE:
+                others.append(_idle.popitem(last=False)[1])
+        for other in others:
+            if other is not None:
+                other.close()
 
     def close(self) -> None:
         """Close the file; arrays that were read stay valid."""
@@ -184,10 +222,13 @@ class ShardReader:
 
         Raises:
             DatasetError: a page fails its checksum.
+            OSError: a remote file system does not give it here and now.
         """
         try:
             table = self._file.read_row_group(index, columns=list(columns), use_threads=False)
         except (pa.ArrowException, OSError) as error:
+            if storage.is_transient(error, self.uri):
+                raise
             raise DatasetError(f"{self.uri} fails its checksum in row group {index}: {error}. {_MEND}") from None
         image = table.column("image").combine_chunks()
         if isinstance(image, pa.ChunkedArray):
@@ -205,3 +246,10 @@ class ShardReader:
             pixels = np.frombuffer(data_buffer, dtype=np.uint8)[offsets[0] : offsets[-1]]
             images = pixels.reshape(len(encoded), *self._raw_shape)
         return RowGroup(images, labels, paths, groups)
+
+
+# Shards on remote file systems that stay open, the longest unused first: opening one takes requests of its own, and row
+# groups of one shard are read one after the other.
+_MAX_IDLE = 16
+_idle: OrderedDict[tuple[int, str, str], ShardReader] = OrderedDict()
+_idle_lock = threading.Lock()

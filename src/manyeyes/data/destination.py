@@ -44,10 +44,9 @@ def finished_manifest(dataset: str, identity: dict[str, Any]) -> Manifest | None
 def check_destination(dataset: str) -> None:
     """Find out before the source is listed, which may take long, whether the dataset can lie there."""
     if storage.exists(dataset):
-        fs, path = storage.filesystem(dataset)
-        if not fs.isdir(path):
+        if not storage.is_directory(dataset):
             raise UsageError(f"{dataset} is a file. Give a directory for the dataset.")
-        if not _is_ours(dataset) and fs.ls(path, detail=False):
+        if not _is_ours(dataset) and any(True for _ in storage.iterate_directory(dataset)):
             raise UsageError(f"{dataset} is not empty and not a Manyeyes dataset. Give a new or an empty directory.")
     if storage.is_local(dataset):
         parent = Path(dataset)
@@ -55,6 +54,11 @@ def check_destination(dataset: str) -> None:
             parent = parent.parent
         if not parent.is_dir() or not os.access(parent, os.W_OK):
             raise UsageError(f"{dataset} can't be written: {parent} takes no files. Choose another place.")
+        return
+    try:
+        storage.make_directory(dataset)
+    except OSError as error:
+        raise _not_writable(dataset, error) from None
 
 
 def _is_ours(dataset: str) -> bool:
@@ -86,7 +90,11 @@ def claim(dataset: str, identity: dict[str, Any], overwrite: bool) -> None:
             for folder in (SHARDS, QUARANTINE):
                 storage.remove(storage.join(dataset, folder), recursive=True)
     except OSError as error:
-        raise UsageError(f"{dataset} can't be written: {error.strerror or error}. Choose another place.") from None
+        raise _not_writable(dataset, error) from None
+
+
+def _not_writable(dataset: str, error: OSError) -> UsageError:
+    return UsageError(f"{dataset} can't be written: {error.strerror or error}. Choose another place.")
 
 
 def _difference(old: dict[str, Any], new: dict[str, Any]) -> str:
@@ -101,8 +109,8 @@ def _difference(old: dict[str, Any], new: dict[str, Any]) -> str:
 def remove_leftovers(dataset: str, manifest: Manifest) -> None:
     """Remove what an interrupted attempt left beside the shards: half-written files, or shards of an older source."""
     for folder, infos in ((SHARDS, manifest.shards), (QUARANTINE, manifest.quarantine)):
-        fs, path = storage.filesystem(storage.join(dataset, folder))
         names = {info.name for info in infos}
-        for found in fs.ls(path, detail=False) if fs.isdir(path) else []:
-            if found.rpartition("/")[2] not in names:
-                fs.rm(found)
+        uri = storage.join(dataset, folder)
+        for item in list(storage.iterate_directory(uri)) if storage.is_directory(uri) else []:
+            if item.name not in names:
+                storage.remove(storage.join(uri, item.name))

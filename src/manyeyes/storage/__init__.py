@@ -62,6 +62,16 @@ def filesystem(uri: str | os.PathLike[str]) -> tuple[fsspec.AbstractFileSystem, 
     return fs, path
 
 
+def is_transient(error: Exception, uri: str | os.PathLike[str]) -> bool:
+    """Whether another attempt may do after `error`, which reading `uri` through some library has raised.
+
+    That is so for what a remote file system says, but not for what the library finds in the bytes (an OSError of
+    pyarrow has no number), nor for a file that is missing.
+    """
+    of_storage = isinstance(error, ConnectionError) or (isinstance(error, OSError) and error.errno is not None)
+    return of_storage and not is_local(uri) and not isinstance(error, FileNotFoundError)
+
+
 def absolute(uri: str | os.PathLike[str]) -> str:
     """Return `uri` in a form that means the same from every working directory."""
     text = os.fspath(uri)

@@ -130,8 +130,12 @@ class ParquetSource:
 
 def _open(uri: str) -> pq.ParquetFile:
     try:
-        return pq.ParquetFile(uri.removeprefix("file://") if storage.is_local(uri) else storage.open_read(uri))
+        if storage.is_local(uri):
+            return pq.ParquetFile(uri.removeprefix("file://"))
+        return pq.ParquetFile(storage.open_ranges(uri), pre_buffer=True)
     except (pa.ArrowException, OSError) as error:
+        if storage.is_transient(error, uri):
+            raise
         raise SourceError(f"{uri} is not a readable Parquet file: {error}") from None
 
 
@@ -143,6 +147,8 @@ def _load_row_group(uri: str, version: tuple[int, ...], image_column: str, row_g
                 file.read_row_group(row_group, columns=[image_column], use_threads=False).column(0).combine_chunks()
             )
         except (pa.ArrowException, OSError) as error:
+            if storage.is_transient(error, uri):
+                raise
             raise ImageError(Reason.CORRUPT, f"row group {row_group} of {uri}: {error}") from None
     if isinstance(column, pa.ChunkedArray):
         column = column.chunk(0)
