@@ -10,20 +10,23 @@ import pickle
 import shlex
 import sys
 import time
-from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from manyeyes import config
-from manyeyes.engines.base import MAX_ATTEMPTS, GangContext, Item, Result, describe_failure
+from manyeyes.engines.base import MAX_ATTEMPTS, GangContext, Item, Result, describe_failure, with_environment
 from manyeyes.engines.failures import Failure, pickle_value
 from manyeyes.engines.hadoop.client import Client
 from manyeyes.engines.hadoop.installation import Installation, find_installation
 from manyeyes.engines.hadoop.job import JobFolder, Record, Work
 from manyeyes.errors import EngineError, TaskError, UsageError
 
-# A container costs seconds to start, so there are few for each worker; more than one, so that workers end together.
+# How many maps there are for each container that the cluster holds: a container costs seconds to start, and with only
+# one for each the slowest is waited for.
 _MAPS_PER_WORKER = 4
+# How long a job may take to fail after the last attempt at one of its tasks did.
+_FAILING_SECONDS = 3.0
 _MIN_POLL_SECONDS = 0.1
 _MAX_POLL_SECONDS = 2.0
 _log = logging.getLogger("manyeyes.engines")
@@ -41,8 +44,9 @@ class HadoopSettings:
         queue: of YARN.
         map_memory_mb: the memory of a container, in MiB; default: the cluster's.
         num_threads: the cores of a container, and the threads that a task may use.
-        tasks_per_map: how many tasks run in one container, one after the other; default: as many as make four
-            containers a worker.
+        tasks_per_map: how many tasks run in one container, one after the other; default: as many as make one container
+            for each of `num_workers`, or, where that was not given, four for each container that the cluster holds.
+        pass_environment: the driver's environment variables that tasks get, by name or pattern: ["AWS_*"].
         ship_env: whether the driver's Python environment is sent to the nodes.
         properties: of Hadoop, for the job, e.g. {"mapreduce.job.priority" = "HIGH"}.
     """
@@ -55,6 +59,7 @@ class HadoopSettings:
     map_memory_mb: int | None = None
     num_threads: int = 1
     tasks_per_map: int | None = None
+    pass_environment: tuple[str, ...] = ()
     ship_env: bool = False
     properties: dict[str, str | int | float | bool] = field(default_factory=dict)
 
@@ -66,7 +71,7 @@ class HadoopSettings:
 
 
 class HadoopEngine:
-    """Runs tasks in containers of YARN, at most `num_workers` at once if that was asked for.
+    """Runs tasks in containers of YARN, at most `num_workers` at once where that is given.
 
     YARN tries failed containers again. What goes to the tasks and comes back goes through a folder on HDFS.
     """
@@ -121,7 +126,7 @@ class HadoopEngine:
         if first is None:
             return
         work = Work(
-            _pickle_function(fn),
+            _pickle_function(fn, self._settings.pass_environment),
             _pickle_function(reduce_fn) if reduce_fn is not None else None,
             self._settings.num_threads,
         )
@@ -131,7 +136,12 @@ class HadoopEngine:
             num_tasks = folder.write_items(itertools.chain([first], pickled))
             client.submit(self._command(fn, folder, num_tasks, with_reducer=reduce_fn is not None))
             ledger = _Ledger(fn, reduce_fn)
-            yield from _follow(client, folder, ledger)
+            try:
+                yield from _follow(client, folder, ledger)
+            except EngineError:
+                # The job fails by itself in a moment, which is quicker than to end it.
+                client.wait(_FAILING_SECONDS)
+                raise
             if client.exit_code != 0 and (reduce_fn is not None or len(ledger.finished) < num_tasks):
                 raise ledger.why_it_failed(client, folder)
             if reduce_fn is not None:
@@ -139,7 +149,9 @@ class HadoopEngine:
 
     def _command(self, fn: Callable[..., Any], folder: JobFolder, num_tasks: int, with_reducer: bool) -> list[str]:
         settings = self._settings
-        num_maps = min(num_tasks, self.num_workers * _MAPS_PER_WORKER)
+        # Hadoop's own limit of maps at once (mapreduce.job.running.map.limit) can't be used: with it, a failed map may
+        # wait for its next container for ever (seen in 3.4.2). So a limit is kept by having no more maps.
+        num_maps = self._limit or self.num_workers * _MAPS_PER_WORKER
         properties: dict[str, Any] = {
             "mapreduce.job.name": f"manyeyes {describe_failure(fn)}",
             "mapreduce.job.reduces": int(with_reducer),
@@ -152,8 +164,6 @@ class HadoopEngine:
             "mapreduce.reduce.speculative": "false",
             "mapreduce.map.cpu.vcores": settings.num_threads,
         }
-        if self._limit is not None:
-            properties["mapreduce.job.running.map.limit"] = self._limit
         if settings.queue is not None:
             properties["mapreduce.job.queuename"] = settings.queue
         if settings.map_memory_mb is not None:
@@ -273,14 +283,14 @@ def _pickle_items(fn: Callable[..., Any], items: Iterable[Any]) -> Iterator[byte
         yield pickle_value(item, f"Item {index} of {describe_failure(fn)}")
 
 
-def _pickle_function(fn: Callable[..., Any]) -> bytes:
+def _pickle_function(fn: Callable[..., Any], pass_environment: Sequence[str] = ()) -> bytes:
     name = describe_failure(fn)
     if getattr(getattr(fn, "func", fn), "__module__", None) == "__main__":
         raise EngineError(
             f"{name} can't be sent to a worker: it stands in the script that runs, which the cluster's nodes can't "
             "import. Move it to a module that is installed there."
         )
-    return pickle_value(fn, name)
+    return pickle_value(with_environment(fn, pass_environment), name)
 
 
 def _property_text(value: object) -> str:
