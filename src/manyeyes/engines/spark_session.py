@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
 from manyeyes.engines.base import MAX_ATTEMPTS, THREADS_VARIABLE
+from manyeyes.engines.environment import node_python, pack_environment
 from manyeyes.errors import EngineError, MissingExtraError, UsageError
 
 if TYPE_CHECKING:
@@ -42,7 +43,7 @@ class SparkSettings:
         executor_memory: of each, as Spark writes it: "4g".
         python: the interpreter on the executors; default: this one, or with `ship_env` the nodes' own python3.N.
         ship_env: send this environment's packages to executors that do not have them.
-        ship_extras: the extras of Manyeyes that are sent with it.
+        ship_extras: the extras of Manyeyes that are sent with it; default: what ingest, evaluate and predict may need.
         pass_environment: the driver's environment variables that tasks get, by name or pattern: ["AWS_*"].
         properties: any spark.* properties; they win over all of the above.
         quiet: keep what Spark itself writes to the terminal for error messages.
@@ -55,7 +56,7 @@ class SparkSettings:
     executor_memory: str | None = None
     python: str | None = None
     ship_env: bool = False
-    ship_extras: tuple[str, ...] = ("predict",)
+    ship_extras: tuple[str, ...] | None = None
     pass_environment: tuple[str, ...] = ()
     properties: dict[str, Any] = field(default_factory=dict)
     quiet: bool = True
@@ -213,8 +214,6 @@ def _resources(master: str, settings: SparkSettings, num_workers: int | None) ->
 
 
 def _shipping(settings: SparkSettings, conf: SparkConf) -> dict[str, str]:
-    from manyeyes.engines.environment import pack_environment
-
     archive = pack_environment(settings.ship_extras)
     others = conf.get("spark.archives", "")
     path = conf.get("spark.executorEnv.PYTHONPATH", "")
@@ -305,8 +304,7 @@ def _environment(settings: SparkSettings) -> Iterator[None]:
         wanted["PYSPARK_PYTHON"] = settings.python
     elif "PYSPARK_PYTHON" not in os.environ:
         shipped = settings.ship_env and not master.startswith("local")
-        version = f"python{sys.version_info.major}.{sys.version_info.minor}"
-        wanted["PYSPARK_PYTHON"] = version if shipped else sys.executable
+        wanted["PYSPARK_PYTHON"] = node_python() if shipped else sys.executable
     if _LOOPBACK.match(master) and "SPARK_LOCAL_IP" not in os.environ and "PYSPARK_GATEWAY_PORT" not in os.environ:
         wanted["SPARK_LOCAL_IP"] = "127.0.0.1"
     before = {name: os.environ.get(name) for name in wanted}
