@@ -2,20 +2,48 @@
 
 from __future__ import annotations
 
+import functools
 import json
+import logging
+import operator
+import os
+import re
+import signal
 import subprocess
+import threading
+import time
 import urllib.request
+import xml.etree.ElementTree
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from manyeyes.engines.testing import EngineContract, WorkerProcessContract, processes_of_session
+from manyeyes import storage
+from manyeyes.engines.base import THREADS_VARIABLE, Engine
+from manyeyes.engines.registry import create_engine
+from manyeyes.engines.testing import (
+    EngineContract,
+    ScriptedTask,
+    WorkerProcessContract,
+    count_attempts,
+    processes_of_session,
+    rank_and_size,
+    run_scripted,
+    sleep_and_return,
+    square,
+    wait_until,
+)
+from manyeyes.errors import ConfigError, EngineError, TaskError, UsageError
+
+# Ends the mapper's process, which is the parent of the worker's, which is the parent of this shell.
+KILL_MAPPER = ["sh", "-c", "kill -9 $(ps -o ppid= -p $PPID)"]
 
 pytestmark = pytest.mark.slow
 
 
-@pytest.fixture(autouse=True)
+@pytest.fixture
 def cluster(hadoop: Any, monkeypatch: pytest.MonkeyPatch) -> Any:
     """The minicluster, where every engine and every driver finds it."""
     for name, value in hadoop.environment.items():
@@ -33,6 +61,170 @@ class TestHadoop(EngineContract, WorkerProcessContract):
 
     def orphans(self, driver: subprocess.Popen[bytes]) -> list[object]:
         return [*processes_of_session(driver.pid), *running_jobs(), *task_processes(self.cluster)]
+
+
+@pytest.fixture
+def engine(cluster: Any) -> Iterator[Engine]:
+    """An engine with two workers, whose folder is empty when the test ends."""
+    work_dir = f"{cluster.hdfs}/tmp/test-{time.monotonic_ns()}"
+    yield create_engine("hadoop", 2, {"work_dir": work_dir})
+    assert storage.filesystem(work_dir)[0].ls(work_dir) == []
+    assert running_jobs() == []
+    assert task_processes(cluster) == []
+
+
+def test_failed_tasks_are_retried_by_yarn_and_people_are_told(engine, tmp_path, caplog):
+    tasks = [ScriptedTask(str(tmp_path), f"task{i}", i) for i in range(2)]
+    with caplog.at_level(logging.INFO, logger="manyeyes.engines"):
+        assert engine.map(run_scripted, tasks) == ["task0", "task1"]
+    said = "\n".join(caplog.messages)
+    assert "Hadoop runs job_" in said
+    assert "http://" in said
+    assert re.search(r"_m_00000[01]_0 failed; YARN tries it again", said)
+    assert "3 map containers, 1 failed, 0 killed" in said
+
+
+def test_what_finished_is_not_done_again_when_its_container_fails(engine, tmp_path):
+    tasks = [ScriptedTask(str(tmp_path), f"task{i}", 2 if i == 2 else 0) for i in range(8)]
+    assert engine.map(run_scripted, tasks) == [task.name for task in tasks]
+    assert [count_attempts(task) for task in tasks] == [1, 1, 3, 1, 1, 1, 1, 1]
+
+
+def test_a_map_reduce_counts_each_task_once_also_when_some_fail(engine, tmp_path):
+    tasks = [ScriptedTask(str(tmp_path), f"<{i}>", i % 4 == 1) for i in range(40)]
+    reduced = engine.map_reduce(run_scripted, operator.add, tasks)
+    assert sorted(reduced.split("<")[1:]) == sorted(f"{i}>" for i in range(40))
+
+
+def test_a_reduce_that_fails_is_named(engine):
+    with pytest.raises(TaskError, match=r"Reducing \(truediv\) failed 3 times: ZeroDivisionError"):
+        engine.map_reduce(square, operator.truediv, [0, 0])
+
+
+def test_a_job_ends_right_when_a_container_is_killed_in_the_middle(engine, cluster, caplog):
+    killed: list[int] = []
+
+    def kill_one() -> None:
+        wait_until(lambda: bool(task_processes(cluster)), 90)
+        time.sleep(1)  # let it begin a task
+        # The Java process of the container, which Hadoop Streaming runs in.
+        mapper = task_processes(cluster)[0]
+        killed.append(int(Path(f"/proc/{mapper}/stat").read_text().rpartition(")")[2].split()[1]))
+        os.kill(killed[0], signal.SIGKILL)
+
+    killer = threading.Thread(target=kill_one)
+    killer.start()
+    delays = [0.5 + index / 1000 for index in range(12)]
+    with caplog.at_level(logging.INFO, logger="manyeyes.engines"):
+        assert engine.map(sleep_and_return, delays) == delays
+    killer.join()
+    assert killed
+    assert "1 failed, 0 killed" in "\n".join(caplog.messages)
+
+
+def test_a_task_whose_containers_always_end_is_named(engine):
+    commands = [["true"], ["true"], KILL_MAPPER, ["true"]]
+    with pytest.raises(TaskError, match=r"Task 2 \(run\) ended its worker 3 times \(last: its container was ended"):
+        engine.map(subprocess.run, commands)
+
+
+def test_nothing_but_the_folder_of_the_job_is_on_a_command_line(engine):
+    secret, seen, over = "a-secret-that-is-in-an-item", [], threading.Event()
+
+    def watch() -> None:
+        while not over.is_set():
+            for path in Path("/proc").glob("[0-9]*/cmdline"):
+                try:
+                    text = path.read_bytes()
+                except OSError:  # it ended while we looked
+                    continue
+                seen.append("hadoop.task" if b"manyeyes.engines.hadoop.task" in text else "")
+                assert secret.encode() not in text
+            time.sleep(0.02)
+
+    watcher = threading.Thread(target=watch)
+    watcher.start()
+    assert engine.map(functools.partial(operator.add, secret), [secret]) == [secret * 2]
+    over.set()
+    watcher.join()
+    assert "hadoop.task" in seen
+
+
+def test_an_error_in_on_result_ends_the_job(engine):
+    def on_result(index: int, result: float) -> None:
+        raise RuntimeError("the driver went wrong")
+
+    with pytest.raises(RuntimeError, match="the driver went wrong"):
+        engine.map(sleep_and_return, [0.0, *[60.0] * 5], on_result=on_result)
+
+
+def test_tasks_know_how_many_threads_they_may_use(cluster):
+    assert create_engine("hadoop", 1, {"num_threads": 2}).map(os.getenv, [THREADS_VARIABLE]) == ["2"]
+
+
+def test_without_a_number_of_workers_the_cluster_is_filled(cluster):
+    # Two NodeManagers of 2 GiB, and containers of 512 MiB: 8, of which one is the application master's.
+    assert create_engine("hadoop").num_workers == 7
+    assert create_engine("hadoop", None, {"map_memory_mb": 1024}).num_workers == 3
+
+
+def test_what_hadoop_refuses_is_said_in_its_words(cluster):
+    settings = {"properties": {"mapreduce.framework.name": "nonsense"}}
+    with pytest.raises(EngineError, match=r"Hadoop took no job: .*mapreduce\.framework\.name"):
+        create_engine("hadoop", 1, settings).map(square, [1])
+    with pytest.raises(EngineError, match=r"Hadoop ended job_.*(capability|resource request).*yarn logs"):
+        create_engine("hadoop", 1, {"map_memory_mb": 1 << 20}).map(square, [1])
+
+
+def test_a_gang_is_refused_with_a_way_out(cluster):
+    with pytest.raises(UsageError, match=r"gang of 2 workers.*--engine spark.*--engine local"):
+        create_engine("hadoop", 2).gang(rank_and_size, 2)
+
+
+def test_a_missing_hadoop_is_said_with_what_mends_it(monkeypatch, tmp_path):
+    monkeypatch.delenv("HADOOP_HOME", raising=False)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(UsageError, match=r"no command hadoop on the PATH.*HADOOP_HOME.*hadoop=/path/to/bin/hadoop"):
+        create_engine("hadoop")
+    monkeypatch.setenv("HADOOP_HOME", str(tmp_path))
+    with pytest.raises(UsageError, match=rf"no command {tmp_path}/bin/hadoop \(of HADOOP_HOME\)"):
+        create_engine("hadoop")
+
+
+def test_a_missing_jar_and_settings_that_name_no_hdfs_are_said_with_what_mends_them(monkeypatch, tmp_path):
+    command = tmp_path / "bin" / "hadoop"
+    command.parent.mkdir()
+    command.write_text("#!/bin/sh\n")
+    command.chmod(0o755)
+    monkeypatch.setenv("HADOOP_HOME", str(tmp_path))
+    monkeypatch.delenv("HADOOP_CONF_DIR", raising=False)
+    with pytest.raises(UsageError, match=f"no hadoop-streaming-.*jar is under {tmp_path}.*streaming_jar="):
+        create_engine("hadoop")
+    with pytest.raises(UsageError, match=r"There is no file streaming_jar=nowhere\.jar"):
+        create_engine("hadoop", None, {"streaming_jar": "nowhere.jar"})
+    jar = tmp_path / "share/hadoop/tools/lib/hadoop-streaming-3.4.2.jar"
+    jar.parent.mkdir(parents=True)
+    jar.touch()
+    with pytest.raises(UsageError, match=r"fs\.defaultFS is not set.*HADOOP_CONF_DIR.*work_dir="):
+        create_engine("hadoop")
+    (tmp_path / "etc/hadoop").mkdir(parents=True)
+    core_site = tmp_path / "etc/hadoop/core-site.xml"
+    root = xml.etree.ElementTree.Element("configuration")
+    entry = xml.etree.ElementTree.SubElement(root, "property")
+    xml.etree.ElementTree.SubElement(entry, "name").text = "fs.defaultFS"
+    xml.etree.ElementTree.SubElement(entry, "value").text = "hdfs://cluster"
+    xml.etree.ElementTree.ElementTree(root).write(core_site)
+    assert create_engine("hadoop").num_workers == 4  # a guess
+    core_site.write_text("no xml")
+    with pytest.raises(UsageError, match=r"core-site\.xml can't be read"):
+        create_engine("hadoop")
+
+
+def test_an_unknown_setting_is_refused():
+    with pytest.raises(ConfigError, match=r"Unknown setting queu\. Did you mean queue\?"):
+        create_engine("hadoop", 1, {"queu": "default"})
+    with pytest.raises(ConfigError, match="num_threads=0 is below 1"):
+        create_engine("hadoop", 1, {"num_threads": 0})
 
 
 def running_jobs() -> list[object]:

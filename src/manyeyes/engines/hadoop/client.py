@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import collections
 import contextlib
 import json
 import os
@@ -17,9 +16,9 @@ from collections.abc import Mapping, Sequence
 _URL = re.compile(r"The url to track the job: (\S+)")
 _JOB = re.compile(r"Running job: (job_\S+)")
 _FAILED_ATTEMPT = re.compile(r"Task Id : (attempt_\S+), Status : (FAILED|KILLED)")
+_REASON = re.compile(r"Job job_\S+ failed with state \w+ due to: (.*?)\.?\s*$")
+_ERROR = re.compile(r"\b(?:[\w.]*Exception|ERROR|Error)\b.*?: (.*)")
 _COUNTER = re.compile(r"^\s+([^=]+)=(\d+)$")
-# The lines that are kept for the message of a job that failed for no reason of a task.
-_NUM_LINES_KEPT = 40
 
 
 class Client:
@@ -29,14 +28,14 @@ class Client:
         exit_code: of Hadoop's client; None until it ended.
         job_id: None until the job is submitted.
         counters: the job's, by name, when it ended.
-        lines: the last that Hadoop's client wrote.
+        reason: why the job failed, in Hadoop's words; empty if it said none.
     """
 
     def __init__(self, folder: str, kill: Sequence[str], environment: Mapping[str, str]) -> None:
         self.exit_code: int | None = None
         self.job_id: str | None = None
         self.counters: dict[str, int] = {}
-        self.lines: collections.deque[str] = collections.deque(maxlen=_NUM_LINES_KEPT)
+        self.reason = ""
         self._url = ""
         self._messages: queue.SimpleQueue[str] = queue.SimpleQueue()
         self._ended = threading.Event()
@@ -91,8 +90,11 @@ class Client:
         self._ended.set()
 
     def _hear(self, line: str) -> None:
-        self.lines.append(line)
-        if found := _COUNTER.search(line):
+        if found := _REASON.search(line):
+            self.reason = found[1]
+        elif (found := _ERROR.search(line)) and not self.reason:
+            self.reason = found[1]
+        elif found := _COUNTER.search(line):
             self.counters[found[1]] = int(found[2])
         elif found := _URL.search(line):
             self._url = found[1]

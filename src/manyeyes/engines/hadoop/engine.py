@@ -20,13 +20,13 @@ from manyeyes.engines.failures import Failure, pickle_value
 from manyeyes.engines.hadoop.client import Client
 from manyeyes.engines.hadoop.installation import Installation, find_installation
 from manyeyes.engines.hadoop.job import JobFolder, Record, Work
-from manyeyes.errors import EngineError, TaskError, UsageError
+from manyeyes.errors import EngineError, ManyeyesError, TaskError, UsageError
 
 # How many maps there are for each container that the cluster holds: a container costs seconds to start, and with only
 # one for each the slowest is waited for.
 _MAPS_PER_WORKER = 4
-# How long a job may take to fail after the last attempt at one of its tasks did.
-_FAILING_SECONDS = 3.0
+# How long a job may take to end after the last attempt at one of its tasks failed.
+_ENDING_SECONDS = 3.0
 _MIN_POLL_SECONDS = 0.1
 _MAX_POLL_SECONDS = 2.0
 _log = logging.getLogger("manyeyes.engines")
@@ -138,9 +138,9 @@ class HadoopEngine:
             ledger = _Ledger(fn, reduce_fn)
             try:
                 yield from _follow(client, folder, ledger)
-            except EngineError:
-                # The job fails by itself in a moment, which is quicker than to end it.
-                client.wait(_FAILING_SECONDS)
+            except ManyeyesError:
+                # Mostly the job ends by itself in a moment, which is quicker than to end it.
+                client.wait(_ENDING_SECONDS)
                 raise
             if client.exit_code != 0 and (reduce_fn is not None or len(ledger.finished) < num_tasks):
                 raise ledger.why_it_failed(client, folder)
@@ -235,9 +235,8 @@ class _Ledger:
                 f"Task {min(unrecorded)} ({name}) ended its worker {MAX_ATTEMPTS} times (last: {cause}). {where}"
             )
         if client.job_id is None:
-            said = [line for line in client.lines if line.strip() and not line.lstrip().startswith("at ")]
-            return EngineError(f"Hadoop took no job: {said[-1] if said else 'it said nothing'}.")
-        return EngineError(f"Hadoop ended {client.job_id} before its tasks could say why. {where}")
+            return EngineError(f"Hadoop took no job: {client.reason or f'its client ended with {client.exit_code}'}.")
+        return EngineError(f"Hadoop ended {client.job_id}: {client.reason or 'it said no reason'}. {where}")
 
     def _error(self, index: int) -> TaskError:
         outcome, num_attempts = self._last[index], self._num_attempts[index]
