@@ -4,22 +4,35 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
+import signal
 import subprocess
+import sys
 import urllib.request
 from pathlib import Path
 from typing import Any
 
+import cv2
+import numpy as np
+import pyarrow.parquet as pq
 import pytest
 
 pyspark = pytest.importorskip("pyspark")
 
+from manyeyes.data.ingest import ingest  # noqa: E402
+from manyeyes.engines.base import THREADS_VARIABLE  # noqa: E402
+from manyeyes.engines.registry import create_engine  # noqa: E402
 from manyeyes.engines.testing import (  # noqa: E402
     EngineContract,
     GangContract,
     LazyContract,
     WorkerProcessContract,
     processes_of_session,
+    rank_and_size,
+    sleep_and_return,
 )
+from manyeyes.errors import ConfigError, EngineError, UsageError  # noqa: E402
+from manyeyes.recognition.batch import predict  # noqa: E402
 
 
 class TestSparkLocal(EngineContract, LazyContract, WorkerProcessContract, GangContract):
@@ -56,3 +69,148 @@ def strange_applications(cluster) -> list[str]:
             if path.readlink().is_relative_to(cluster.directory / "work") and ours not in str(path.readlink()):
                 found.add(str(path))
     return sorted(found)
+
+
+@pytest.fixture(scope="session")
+def bare_python(tmp_path_factory) -> str:
+    """A Python of this version without any package, as the nodes of a cluster may have it."""
+    folder = tmp_path_factory.mktemp("bare")
+    subprocess.run([sys.executable, "-m", "venv", "--without-pip", str(folder)], check=True)
+    return str(folder / "bin" / "python")
+
+
+def test_executors_without_manyeyes_say_what_to_do(spark_cluster, bare_python):
+    engine = create_engine("spark", 2, {"master": spark_cluster.master, "python": bare_python})
+    with pytest.raises(EngineError, match=r"Manyeyes is not installed .* Add --ship-env"):
+        engine.map(abs, [-1])
+
+
+def test_a_shipped_environment_ingests_and_predicts_on_bare_executors(
+    spark_cluster, bare_python, small_dataset, small_bundle, tmp_path
+):
+    settings = {"master": spark_cluster.master, "python": bare_python, "ship_env": True}
+    engine = create_engine("spark", 2, settings)
+    (where,) = engine.map(eval, ["__import__('manyeyes').__file__"])
+    assert where.startswith(str(spark_cluster.directory / "work"))
+    out = str(tmp_path / "predictions.parquet")
+    predicted = predict(small_bundle, small_dataset, out, engine=engine)
+    assert predicted.num_predicted == 171
+    assert pq.read_table(out) == pq.read_table(
+        predict(small_bundle, small_dataset, str(tmp_path / "inline.parquet"), engine=create_engine("inline")).out
+    )
+    images = folder_of_images(tmp_path / "images")
+    ingested = ingest(str(images), str(tmp_path / "dataset"), engine=engine)
+    assert ingested.num_written == 12
+
+
+def test_an_executor_killed_in_the_middle_of_a_map_changes_no_result(spark_cluster):
+    engine = create_engine("spark", 2, {"master": spark_cluster.master, "executor_memory": "512m"})
+    killed = []
+
+    def on_result(index: int, result: float) -> None:
+        if index >= 5 and not killed:
+            killed.extend(executors_of(engine.context.applicationId)[:1])
+            os.kill(killed[0], signal.SIGKILL)
+
+    items = [0.2 + index / 1000 for index in range(30)]
+    assert engine.map(sleep_and_return, items, on_result=on_result) == items
+    assert killed
+
+
+def test_workers_take_the_threads_that_spark_gives_a_task():
+    engine = create_engine("spark", 2, {"master": "local[2]"})
+    assert engine.map(os.getenv, [THREADS_VARIABLE, "OMP_NUM_THREADS"]) == ["1", "1"]
+
+
+def test_a_gang_larger_than_the_slots_is_refused_at_once():
+    engine = create_engine("spark", 2, {"master": "local[2]"})
+    with pytest.raises(UsageError, match="A gang of 3 workers needs that many slots at once; Spark has 2"):
+        engine.gang(rank_and_size, 3)
+
+
+def test_large_functions_and_results_travel():
+    engine = create_engine("spark", 2, {"master": "local[2]"})
+    large = os.urandom(3 << 20)
+    assert engine.map(large.__add__, [b"1", b"2"]) == [large + b"1", large + b"2"]
+
+
+def test_a_broken_generator_of_items_stops_the_job():
+    def items():
+        yield 1
+        raise OSError("the source went away")
+
+    engine = create_engine("spark", 2, {"master": "local[2]"})
+    with pytest.raises(OSError, match="the source went away"):
+        engine.map(abs, items())
+    assert list(engine.context.statusTracker().getActiveJobsIds()) == []
+
+
+def test_unknown_settings_and_properties_are_refused():
+    with pytest.raises(ConfigError, match="Did you mean master"):
+        create_engine("spark", 2, {"mastr": "yarn"})
+    with pytest.raises(UsageError, match="executors=0 is below 1"):
+        create_engine("spark", 2, {"executors": 0})
+    with pytest.raises(UsageError, match=r"'hadoop\.x' is not a property of Spark"):
+        create_engine("spark", 2, {"properties": {"hadoop": {"x": "1"}}})
+
+
+def test_without_java_it_is_said_how_to_get_one(tmp_path):
+    code = "from manyeyes.engines.registry import create_engine as c; c('spark', 1).map(abs, [1])"
+    for variables, message in (({}, "no `java` on the PATH"), ({"JAVA_HOME": str(tmp_path)}, "has no bin/java")):
+        environment = {"PATH": str(tmp_path), **variables}
+        done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment)
+        assert "EngineError: Spark needs Java 17 or newer" in done.stderr
+        assert message in done.stderr
+
+
+SESSION_OF_A_USER = """
+import logging
+from pyspark.sql import SparkSession
+from manyeyes.engines.registry import create_engine
+
+logging.basicConfig(level=logging.INFO, format="%(message)s")
+logging.getLogger("py4j").setLevel(logging.WARNING)
+session = SparkSession.builder.master("local[2]").config("spark.ui.enabled", "false").getOrCreate()
+from manyeyes.engines import testing
+import sys
+engine = create_engine("spark", settings={"master": "local[7]", "executor_memory": "3g"})
+tasks = [testing.ScriptedTask(sys.argv[1], f"task{i}", i) for i in range(3)]
+print(engine.map(testing.run_scripted, tasks), engine.num_workers)
+print([testing.count_attempts(task) for task in tasks])
+tasks = [testing.ScriptedTask(sys.argv[1], f"killed{i}", i) for i in range(3)]
+print(engine.map(testing.kill_scripted, tasks))
+print(session.range(5).count())
+"""
+
+
+def test_the_session_of_the_user_is_used_and_left_running(tmp_path):
+    # Spark tries a task of "local[2]" once; the contract's three attempts hold there too.
+    done = subprocess.run(
+        [sys.executable, "-c", SESSION_OF_A_USER, str(tmp_path)],
+        capture_output=True,
+        text=True,
+        env=os.environ | {"PYSPARK_PYTHON": sys.executable},
+    )
+    lines = ["['task0', 'task1', 'task2'] 2", "[1, 2, 3]", "['killed0', 'killed1', 'killed2']", "5"]
+    assert done.stdout.splitlines() == lines, done.stderr
+    assert "is used as it is; without effect: master, executor_memory" in done.stderr
+
+
+def executors_of(application: str) -> list[int]:
+    """The ids of the Java processes of an application's executors."""
+    found = []
+    for path in Path("/proc").glob("[0-9]*/cmdline"):
+        with contextlib.suppress(OSError):
+            command = path.read_bytes()
+            if b"CoarseGrainedExecutorBackend" in command and application.encode() in command:
+                found.append(int(path.parent.name))
+    return found
+
+
+def folder_of_images(folder: Path) -> Path:
+    """Twelve PNG files in two classes."""
+    for index in range(12):
+        path = folder / ("dark", "light")[index % 2] / f"{index}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        cv2.imwrite(str(path), np.full((20, 24, 3), 60 + 100 * (index % 2) + index, np.uint8))
+    return folder

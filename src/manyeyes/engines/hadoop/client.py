@@ -90,9 +90,7 @@ class Client:
         self._ended.set()
 
     def _hear(self, line: str) -> None:
-        if found := _REASON.search(line):
-            self.reason = found[1]
-        elif (found := _ERROR.search(line)) and not self.reason:
+        if (found := _REASON.search(line)) or ((found := _ERROR.search(line)) and not self.reason):
             self.reason = found[1]
         elif found := _COUNTER.search(line):
             self.counters[found[1]] = int(found[2])
