@@ -66,19 +66,14 @@ class SparkSettings:
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise UsageError(f"{name}={value} is below 1. Give at least 1, or leave it out.")
+        for name in self.flat_properties:
+            if not name.startswith("spark."):
+                raise UsageError(f"{name!r} is not a property of Spark: expected a name like spark.executor.memory.")
 
     @property
     def flat_properties(self) -> dict[str, str]:
-        """`properties` as Spark takes them: dots and sections mean the same, true is "true".
-
-        Raises:
-            UsageError: a name does not begin with spark.
-        """
-        flat = dict(_flatten(self.properties))
-        for name in flat:
-            if not name.startswith("spark."):
-                raise UsageError(f"{name!r} is not a property of Spark: expected a name like spark.executor.memory.")
-        return flat
+        """`properties` as Spark takes them: dots and sections mean the same, true is "true"."""
+        return dict(_flatten(self.properties))
 
 
 def connect(settings: SparkSettings, num_workers: int | None) -> SparkContext:
