@@ -267,7 +267,12 @@ class HdfsFiles(AbstractFileSystem, RemoteFiles):
         try:
             with self._open(aside, "wb") as file:
                 yield file
-            self.mv(aside, path)
+            try:
+                self.mv(aside, path)
+            except FileNotFoundError:
+                # Renamed already, if the answer was lost and the client asked again; or removed by somebody.
+                uri = self.unstrip_protocol(path)
+                raise ConnectionError(f"{uri}: it is not known whether it was written. Try again.") from None
         except BaseException:
             with contextlib.suppress(Exception):
                 self.rm(aside)
