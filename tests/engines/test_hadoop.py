@@ -10,6 +10,7 @@ import os
 import re
 import signal
 import subprocess
+import sys
 import threading
 import time
 import urllib.request
@@ -160,6 +161,25 @@ def test_an_error_in_on_result_ends_the_job(engine):
 
 def test_tasks_know_how_many_threads_they_may_use(cluster):
     assert create_engine("hadoop", 1, {"num_threads": 2}).map(os.getenv, [THREADS_VARIABLE]) == ["2"]
+
+
+def test_a_shipped_environment_runs_on_nodes_without_packages(cluster, tmp_path):
+    subprocess.run([sys.executable, "-m", "venv", "--without-pip", str(tmp_path / "bare")], check=True)
+    settings = {"python": str(tmp_path / "bare/bin/python"), "work_dir": f"{cluster.hdfs}/tmp/{tmp_path.name}"}
+    with pytest.raises(EngineError, match=r"Hadoop ended job_.*add --ship-env"):
+        create_engine("hadoop", 1, settings).map(abs, [-1])
+    shipping = settings | {"ship_env": True, "ship_extras": ["hdfs"]}
+    (where,) = create_engine("hadoop", 1, shipping).map(eval, ["__import__('manyeyes').__file__"])
+    assert "/manyeyes-environment/" in where
+    assert len(storage.list_files(f"{settings['work_dir']}/environments")) == 1
+    storage.remove(settings["work_dir"], recursive=True)
+
+
+def test_variables_are_passed_to_tasks_that_a_setting_names(cluster, monkeypatch):
+    monkeypatch.setenv("MY_KEY", "secret")
+    monkeypatch.setenv("MY_OTHER", "not for tasks")
+    engine = create_engine("hadoop", 1, {"pass_environment": ["MY_K*"]})
+    assert engine.map(os.getenv, ["MY_KEY", "MY_OTHER"]) == ["secret", None]
 
 
 def test_without_a_number_of_workers_the_cluster_is_filled(cluster):

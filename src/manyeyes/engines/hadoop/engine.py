@@ -8,14 +8,16 @@ import logging
 import math
 import pickle
 import shlex
+import shutil
 import sys
 import time
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from manyeyes import config
+from manyeyes import config, storage
 from manyeyes.engines.base import MAX_ATTEMPTS, GangContext, Item, Result, describe_failure, with_environment
+from manyeyes.engines.environment import node_python, pack_environment
 from manyeyes.engines.failures import Failure, pickle_value
 from manyeyes.engines.hadoop.client import Client
 from manyeyes.engines.hadoop.installation import Installation, find_installation
@@ -27,6 +29,9 @@ from manyeyes.errors import EngineError, ManyeyesError, TaskError, UsageError
 _MAPS_PER_WORKER = 4
 # How long a job may take to end after the last attempt at one of its tasks failed.
 _ENDING_SECONDS = 3.0
+# Where an environment that was sent lies in a container's folder.
+_SHIPPED = "manyeyes-environment"
+_COPY_BYTES = 8 << 20
 _MIN_POLL_SECONDS = 0.1
 _MAX_POLL_SECONDS = 2.0
 _log = logging.getLogger("manyeyes.engines")
@@ -40,14 +45,17 @@ class HadoopSettings:
         hadoop: the command that submits jobs; default: of HADOOP_HOME, else on the PATH.
         streaming_jar: the path of hadoop-streaming-*.jar; default: that of the installation of the command.
         work_dir: a folder on HDFS for the folders of jobs; default: /tmp/manyeyes-USER on the cluster's file system.
-        python: the Python of the tasks, as a path on every node; default: the driver's own path.
+        python: the Python of the tasks, as a path on every node; default: the driver's own path, or with `ship_env` the
+            nodes' own python3.N.
         queue: of YARN.
         map_memory_mb: the memory of a container, in MiB; default: the cluster's.
         num_threads: the cores of a container, and the threads that a task may use.
         tasks_per_map: how many tasks run in one container, one after the other; default: as many as make one container
             for each of `num_workers`, or, where that was not given, four for each container that the cluster holds.
         pass_environment: the driver's environment variables that tasks get, by name or pattern: ["AWS_*"].
-        ship_env: whether the driver's Python environment is sent to the nodes.
+        ship_env: send this environment's packages to nodes that do not have them: once to HDFS, and from there once to
+            each node.
+        ship_extras: the extras of Manyeyes that are sent with it; default: those that tasks may need, as installed.
         properties: of Hadoop, for the job, e.g. {"mapreduce.job.priority" = "HIGH"}.
     """
 
@@ -61,6 +69,7 @@ class HadoopSettings:
     tasks_per_map: int | None = None
     pass_environment: tuple[str, ...] = ()
     ship_env: bool = False
+    ship_extras: tuple[str, ...] | None = None
     properties: dict[str, str | int | float | bool] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -127,7 +136,7 @@ class HadoopEngine:
             return
         work = Work(
             _pickle_function(fn, self._settings.pass_environment),
-            _pickle_function(reduce_fn) if reduce_fn is not None else None,
+            _pickle_function(reduce_fn, self._settings.pass_environment) if reduce_fn is not None else None,
             self._settings.num_threads,
         )
         folder = JobFolder.new(self._work_dir)
@@ -146,6 +155,16 @@ class HadoopEngine:
                 raise ledger.why_it_failed(client, folder)
             if reduce_fn is not None:
                 yield 0, folder.read_reduced()
+
+    def _ship_environment(self) -> str:
+        """Put this environment's packages on HDFS, unless they are there, and return the archive's URI."""
+        archive = pack_environment(self._settings.ship_extras)
+        uri = storage.join(self._work_dir, "environments", archive.name)
+        if not storage.exists(uri):
+            _log.info("Sending %s to %s, once", archive.name, uri)
+            with open(archive, "rb") as source, storage.publish(uri) as target:
+                shutil.copyfileobj(source, target, _COPY_BYTES)
+        return uri
 
     def _command(self, fn: Callable[..., Any], folder: JobFolder, num_tasks: int, with_reducer: bool) -> list[str]:
         settings = self._settings
@@ -169,15 +188,19 @@ class HadoopEngine:
         if settings.map_memory_mb is not None:
             properties["mapreduce.map.memory.mb"] = settings.map_memory_mb
         properties |= {key: _property_text(value) for key, value in settings.properties.items()}
-        python = shlex.quote(settings.python or sys.executable)
+        python = shlex.quote(settings.python or (node_python() if settings.ship_env else sys.executable))
         task = f"{python} -m manyeyes.engines.hadoop.task"
         command = [self._installation.hadoop, "jar", self._installation.streaming_jar]
         for key, value in properties.items():
             command += ["-D", f"{key}={value}"]
+        if settings.ship_env:
+            command += ["-archives", f"{self._ship_environment()}#{_SHIPPED}"]
         command += ["-input", folder.index, "-output", folder.output]
         command += ["-inputformat", "org.apache.hadoop.mapred.lib.NLineInputFormat"]
         command += ["-outputformat", "org.apache.hadoop.mapred.lib.NullOutputFormat"]
         command += ["-mapper", f"{task} map {folder.uri}"]
+        if settings.ship_env:
+            command += ["-cmdenv", f"PYTHONPATH={_SHIPPED}"]
         if with_reducer:
             command += ["-reducer", f"{task} reduce {folder.uri}"]
         return command
@@ -236,7 +259,8 @@ class _Ledger:
             )
         if client.job_id is None:
             return EngineError(f"Hadoop took no job: {client.reason or f'its client ended with {client.exit_code}'}.")
-        return EngineError(f"Hadoop ended {client.job_id}: {client.reason or 'it said no reason'}. {where}")
+        hint = "" if folder.names("records") else "If the nodes' Python lacks Manyeyes, add --ship-env. "
+        return EngineError(f"Hadoop ended {client.job_id}: {client.reason or 'it said no reason'}. {hint}{where}")
 
     def _error(self, index: int) -> TaskError:
         outcome, num_attempts = self._last[index], self._num_attempts[index]
@@ -282,7 +306,7 @@ def _pickle_items(fn: Callable[..., Any], items: Iterable[Any]) -> Iterator[byte
         yield pickle_value(item, f"Item {index} of {describe_failure(fn)}")
 
 
-def _pickle_function(fn: Callable[..., Any], pass_environment: Sequence[str] = ()) -> bytes:
+def _pickle_function(fn: Callable[..., Any], pass_environment: Sequence[str]) -> bytes:
     name = describe_failure(fn)
     if getattr(getattr(fn, "func", fn), "__module__", None) == "__main__":
         raise EngineError(
