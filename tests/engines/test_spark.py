@@ -22,6 +22,7 @@ pyspark = pytest.importorskip("pyspark")
 from manyeyes.data.ingest import ingest  # noqa: E402
 from manyeyes.engines.base import THREADS_VARIABLE  # noqa: E402
 from manyeyes.engines.registry import create_engine  # noqa: E402
+from manyeyes.engines.spark_errors import job_error  # noqa: E402
 from manyeyes.engines.testing import (  # noqa: E402
     EngineContract,
     GangContract,
@@ -161,6 +162,20 @@ def test_without_java_it_is_said_how_to_get_one(tmp_path):
         done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment)
         assert "EngineError: Spark needs Java 17 or newer" in done.stderr
         assert message in done.stderr
+
+
+def test_a_wrong_master_is_said_within_seconds():
+    with pytest.raises(EngineError, match=r"No Spark master answers at spark://127.0.0.1:9 .*refused"):
+        create_engine("spark", 1, {"master": "spark://127.0.0.1:9"}).map(abs, [1])
+
+
+def test_other_pythons_on_the_executors_are_named():
+    # As Spark 4.3 says it; no second Python is sure to be installed here.
+    error = Exception(
+        "[PYTHON_VERSION_MISMATCH] Python in worker has different version: 3.12 than that in driver: 3.11, PySpark "
+        "cannot run with different minor versions."
+    )
+    assert str(job_error(error)).startswith("Python 3.12 runs on the executors and 3.11 here. Give a Python")
 
 
 SESSION_OF_A_USER = """

@@ -19,9 +19,10 @@ from typing import TYPE_CHECKING, Any
 from manyeyes.config import from_dict
 from manyeyes.engines.base import MAX_ATTEMPTS, GangContext, Item, Result, describe_failure, with_environment
 from manyeyes.engines.failures import Failure, pickle_value
+from manyeyes.engines.spark_errors import cause_of_death, is_death, job_error, message_of
 from manyeyes.engines.spark_session import SparkSettings, attempts_of_spark, connect, is_local, num_slots
 from manyeyes.engines.spark_tasks import Work, failed_rank, run_rank, run_task
-from manyeyes.errors import EngineError, TaskError, UsageError
+from manyeyes.errors import TaskError, UsageError
 
 if TYPE_CHECKING:
     from pyspark import SparkContext
@@ -34,6 +35,8 @@ _MIN_AHEAD = 2
 _COUNT_SECONDS = 2.0
 # How long a gang waits for executors that a cluster is still starting.
 _GANG_PATIENCE_SECONDS = 15.0
+# After which a job that waits for its first executor says so.
+_NO_EXECUTOR_SECONDS = 15.0
 _CANCEL_PATIENCE_SECONDS = 10.0
 _log = logging.getLogger("manyeyes.engines")
 
@@ -269,7 +272,7 @@ class _Slots:
         self._context = context
         self._num_workers = num_workers
         self._num_slots = num_slots(context)
-        self._counted_at = time.monotonic()
+        self._counted_at = self._none_since = time.monotonic()
 
     def num_jobs(self) -> int:
         """Enough that no slot waits, and no more tasks at once than were asked for."""
@@ -287,6 +290,11 @@ class _Slots:
                 "Spark lost executors: %d of %d slots are left. Their tasks are tried again.", now, self._num_slots
             )
         self._num_slots = now
+        if now:
+            self._none_since = self._counted_at
+        elif self._counted_at > self._none_since + _NO_EXECUTOR_SECONDS:
+            self._none_since = self._counted_at
+            _log.info("Spark has given no executor yet. Is the cluster busy, or too small for what is asked of it?")
 
 
 def _parcel(context: SparkContext, content: bytes) -> Any:
@@ -316,14 +324,14 @@ def _judge(fn: Callable[..., Any], task: _Task) -> None:
             raise task.outcome.task_error(fn, task.index, task.num_failed)
         return
     assert isinstance(task.outcome, Exception)
-    message = _message_of(task.outcome)
-    if not _is_death(message):
-        raise _job_error(task.outcome) from task.outcome
+    message = message_of(task.outcome)
+    if not is_death(message):
+        raise job_error(task.outcome) from task.outcome
     times = re.search(r"failed (\d+) times", message)
     task.num_failed += int(times[1]) if times else 1
     if task.num_failed >= MAX_ATTEMPTS:
         what = f"Task {task.index} ({describe_failure(fn)})"
-        raise TaskError(f"{what} ended its worker {task.num_failed} times (last: {_cause_of_death(message)}).")
+        raise TaskError(f"{what} ended its worker {task.num_failed} times (last: {cause_of_death(message)}).")
 
 
 def _check_slots(context: SparkContext, world_size: int) -> None:
@@ -339,7 +347,7 @@ def _check_slots(context: SparkContext, world_size: int) -> None:
 
 
 def _gang_error(error: Exception) -> Exception:
-    message = _message_of(error)
+    message = message_of(error)
     found = failed_rank(message)
     if found is not None:
         rank, failure = found
@@ -348,47 +356,6 @@ def _gang_error(error: Exception) -> Exception:
             return failure.error
         return TaskError(f"Worker {rank} of the gang failed: {failure.summary}", failure.traceback)
     rank_of_task = re.search(r"ResultTask\(\d+, (\d+)\)", message)
-    if rank_of_task and _is_death(message):
-        return TaskError(f"Worker {rank_of_task[1]} of the gang died ({_cause_of_death(message)}).")
-    return _job_error(error)
-
-
-def _is_death(message: str) -> bool:
-    return "Python worker exited unexpectedly" in message or "ExecutorLostFailure" in message
-
-
-def _cause_of_death(message: str) -> str:
-    if "ExecutorLostFailure" in message:
-        reason = re.search(r"ExecutorLostFailure \((.*)\)?$", message, re.MULTILINE)
-        return f"its executor was lost: {reason[1].rstrip(')')}" if reason else "its executor was lost"
-    return "it was killed or crashed, mostly a lack of memory: use fewer cores per executor"
-
-
-def _job_error(error: Exception) -> EngineError:
-    """What a job that failed by no task's fault means to the user."""
-    message = _message_of(error)
-    if "PYTHON_VERSION_MISMATCH" in message:
-        versions = re.search(r"version: (\S+) than that in driver: (\d+\.\d+)", message)
-        found = f"Python {versions[1]} runs on the executors and {versions[2]} here" if versions else "Pythons differ"
-        return EngineError(f"{found}. Give a Python of the same minor version by the setting python.")
-    if "No module named 'manyeyes'" in message:
-        return EngineError(
-            "Manyeyes is not installed for the Python of the executors. Add --ship-env, or name the Python that has it "
-            "by the setting python."
-        )
-    program = re.search(r'Cannot run program "([^"]+)"', message)
-    if program:
-        return EngineError(f"The executors have no {program[1]}. Name their Python by the setting python.")
-    if "SparkContext was shut down" in message or "Py4JNetworkError" in message:
-        return EngineError("The Spark session ended while the job ran. Run it again; what was done stays done.")
-    lines = [line for line in message.splitlines() if line.strip() and not line.startswith("\tat ")]
-    cause = next((line for line in reversed(lines) if re.match(r"\w[\w.]*(Error|Exception)\b", line)), "")
-    return EngineError(f"Spark gave the job up: {lines[0] if lines else error!r} {cause}".rstrip())
-
-
-def _message_of(error: Exception) -> str:
-    """What Java said, without the frames of the driver's own Java."""
-    java = getattr(error, "java_exception", None)
-    with contextlib.suppress(Exception):  # Java is gone
-        return str(java.toString() if java is not None else error)
-    return repr(error)
+    if rank_of_task and is_death(message):
+        return TaskError(f"Worker {rank_of_task[1]} of the gang died ({cause_of_death(message)}).")
+    return job_error(error)

@@ -8,6 +8,7 @@ import os
 import re
 import shutil
 import signal
+import socket
 import sys
 import tempfile
 import threading
@@ -146,6 +147,7 @@ def _create(settings: SparkSettings, num_workers: int | None, log: IO[bytes] | N
 
     _check_java()
     properties = settings.flat_properties
+    _check_master(properties.get("spark.master") or settings.master or "")
     conf = SparkConf(loadDefaults=False)
     if settings.master:
         conf.set("spark.master", settings.master)
@@ -260,6 +262,21 @@ def _check_java() -> None:
         raise EngineError(f"Spark needs Java 17 or newer, and there is no `java` on the PATH. {mend}")
 
 
+def _check_master(master: str) -> None:
+    """Find out in seconds that no standalone master listens; Spark itself tries for a minute, with a job waiting."""
+    if not master.startswith("spark://"):
+        return
+    problems = []
+    for address in master.removeprefix("spark://").split(","):
+        host, _, port = address.rpartition(":")
+        try:
+            with socket.create_connection((host, int(port)), timeout=5):
+                return
+        except (OSError, ValueError) as error:
+            problems.append(f"{address}: {error}")
+    raise EngineError(f"No Spark master answers at {master} ({'; '.join(problems)}). Check the setting master.")
+
+
 def _explain_start(error: Exception, log: IO[bytes]) -> str:
     if isinstance(error, EngineError):
         return str(error)
@@ -267,8 +284,6 @@ def _explain_start(error: Exception, log: IO[bytes]) -> str:
     text = log.read().decode(errors="replace")
     if "UnsupportedClassVersionError" in text:
         return "Spark needs Java 17 or newer, and the one found is older. Set JAVA_HOME to a newer one."
-    if "All masters are unresponsive" in text or "Failed to connect to master" in text:
-        return f"No Spark master answers there: {_first_line(error)} Check the setting master and that it runs."
     said = [line for line in text.splitlines() if re.search(r"\b(ERROR|Exception|Error)\b", line)]
     return f"Spark can't start: {_first_line(error)}" + (f" It said: {said[-1].strip()}" if said else "")
 
