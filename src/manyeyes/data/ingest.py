@@ -122,7 +122,7 @@ class IngestResult:
 
 
 def ingest(
-    source: str,
+    source: str | Source,
     dataset: str,
     *,
     settings: IngestSettings | None = None,
@@ -132,7 +132,8 @@ def ingest(
     """Write the images of a source as a dataset; interrupted and called again, it goes on where it stopped.
 
     Args:
-        source: URI of a folder tree, a table, IDX files, tars or Parquet files (see data.sources).
+        source: URI of a folder tree, a table, IDX files, tars or Parquet files (see data.sources); or a source that is
+            open already.
         dataset: URI of the dataset directory to make.
         settings: defaults to IngestSettings().
         engine: where it runs; defaults to the local engine with one worker per core.
@@ -149,10 +150,11 @@ def ingest(
     settings = settings or IngestSettings()
     engine = engine or create_engine()
     report = on_progress or (lambda phase, done, total: None)
+    opened, source = (None, source) if isinstance(source, str) else (source, source.uri)
     source, dataset = storage.absolute(source), storage.absolute(dataset)
     if (dataset + "/").startswith(source.rstrip("/") + "/"):
         raise UsageError(f"The dataset {dataset} would lie inside its source. Choose a place outside {source}.")
-    opened = open_source(source, settings.source_kind, settings.image_column, settings.label_column)
+    opened = opened or open_source(source, settings.source_kind, settings.image_column, settings.label_column)
     identity = {"source": {"uri": source, "kind": opened.kind}, "settings": settings.identity()}
     complete = None if settings.overwrite else finished_manifest(dataset, identity)
     check_destination(dataset)

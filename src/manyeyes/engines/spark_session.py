@@ -80,6 +80,8 @@ class SparkSettings:
 def connect(settings: SparkSettings, num_workers: int | None) -> SparkContext:
     """Return the context of the running session, or make one.
 
+    A session that was made here gives way to one with other settings; a user's own never does.
+
     Raises:
         MissingExtraError: pyspark is not installed.
         EngineError: there is no Java, or no master answers.
@@ -93,7 +95,7 @@ def connect(settings: SparkSettings, num_workers: int | None) -> SparkContext:
     if running is not None and (_made is None or running is not _made[0]):
         return _adopt(running, settings)
     if running is not None and _made is not None:
-        if _made[1:] == (settings, num_workers):
+        if (settings, num_workers) in (_made[1:], (SparkSettings(), None)):
             return running
         stop(running)
     with tempfile.TemporaryFile() as log, _interrupts_as_they_were(), _environment(settings):
