@@ -69,7 +69,7 @@ def engine(cluster: Any) -> Iterator[Engine]:
     """An engine with two workers, whose folder is empty when the test ends."""
     work_dir = f"{cluster.hdfs}/tmp/test-{time.monotonic_ns()}"
     yield create_engine("hadoop", 2, {"work_dir": work_dir})
-    assert storage.filesystem(work_dir)[0].ls(work_dir) == []
+    assert not storage.exists(work_dir) or storage.filesystem(work_dir)[0].ls(work_dir) == []
     wait_until(lambda: not running_jobs() + task_processes(cluster), 60)  # it ends a moment after it says so
     assert running_jobs() + task_processes(cluster) == []
 
@@ -100,6 +100,16 @@ def test_a_map_reduce_counts_each_task_once_also_when_some_fail(engine, tmp_path
 def test_a_reduce_that_fails_is_named(engine):
     with pytest.raises(TaskError, match=r"Reducing \(truediv\) failed 3 times: ZeroDivisionError"):
         engine.map_reduce(square, operator.truediv, [0, 0])
+
+
+def test_what_a_task_prints_is_no_result(engine):
+    assert engine.map_reduce(print, operator.is_, ["0\tsomething"] * 3) in (True, False)
+
+
+def test_a_function_of_the_script_that_runs_is_refused(engine, monkeypatch):
+    monkeypatch.setattr(square, "__module__", "__main__")
+    with pytest.raises(EngineError, match=r"square can't be sent.*Move it to a module"):
+        engine.map(square, [1])
 
 
 def test_a_job_ends_right_when_a_container_is_killed_in_the_middle(engine, cluster, caplog):

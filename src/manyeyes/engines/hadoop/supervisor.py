@@ -20,6 +20,8 @@ import time
 
 # How long a client that was asked to submit a job may take to say its id, once nobody wants the job any more.
 _SUBMIT_SECONDS = 60.0
+# How long Hadoop may take to end a job.
+_KILL_SECONDS = 60.0
 # The client says the id in one of these forms, as soon as the job may run.
 _JOB_ID = re.compile(r"(?:Submitted application application|Running job: job)_(\d+_\d+)")
 _ENDED = re.compile(r"Job job_\S+ (?:completed successfully|failed with state)")
@@ -52,7 +54,11 @@ class _Client:
         while self.job_id is None and self.reader.is_alive() and time.monotonic() < deadline:
             time.sleep(0.05)
         if self.job_id is not None and not self.ended:
-            subprocess.run([*kill, self.job_id], stdin=subprocess.DEVNULL, capture_output=True, check=False)
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                command = [*kill, self.job_id]
+                subprocess.run(
+                    command, stdin=subprocess.DEVNULL, capture_output=True, check=False, timeout=_KILL_SECONDS
+                )
         self.process.terminate()
         self.process.wait()
 
@@ -72,7 +78,10 @@ def main() -> None:
         client.end(settings["kill"])
     from manyeyes import storage
 
-    storage.remove(settings["folder"], recursive=True)
+    try:
+        storage.remove(settings["folder"], recursive=True)
+    except OSError as error:
+        print(f"manyeyes: {settings['folder']} is left over, as it can't be removed: {error}", file=sys.stderr)
 
 
 def _say(line: str) -> None:

@@ -12,7 +12,7 @@ import pickle
 import sys
 import time
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, TextIO
 
 from manyeyes.engines.failures import Failure
 from manyeyes.engines.hadoop.job import Attempt, Entry, JobFolder, Record, Work
@@ -104,6 +104,7 @@ class _Mapper:
         self._work = job.read_work()
         self._runner = _Runner(self._work)
         self._records: list[Record] = []
+        self._num_bytes = 0
         self._results: list[bytes] = []
         self._reduced_indexes: list[int] = []
         self._num_published = 0
@@ -166,6 +167,7 @@ class _Mapper:
             return False
         self._records.append(Record((index,), outcome))
         if isinstance(outcome, bytes):
+            self._num_bytes += len(outcome)
             return False
         self._failed = True
         print(outcome.traceback if isinstance(outcome, Failure) else outcome, file=sys.stderr)
@@ -197,14 +199,13 @@ class _Mapper:
     def _publish_records_if_due(self) -> None:
         now = time.monotonic()
         age = min(max((now - self._started) / 20, _FIRST_PUBLISH_SECONDS), _LAST_PUBLISH_SECONDS)
-        size = sum(len(record.outcome) for record in self._records if isinstance(record.outcome, bytes))
-        if now - self._published_records > age or size > _PUBLISH_BYTES:
+        if now - self._published_records > age or self._num_bytes > _PUBLISH_BYTES:
             self._publish_records()
 
     def _publish_records(self) -> None:
         if self._records:
             self._publish("records", self._records)
-        self._records = []
+        self._records, self._num_bytes = [], 0
         self._published_records = time.monotonic()
 
     def _publish(self, folder: str, records: Sequence[Record]) -> str:
@@ -212,17 +213,18 @@ class _Mapper:
         return self._job.publish(folder, self._attempt, self._num_published, records)
 
 
-def run_mapper(job: JobFolder, attempt: Attempt, entries: Sequence[Entry]) -> int:
+def run_mapper(job: JobFolder, attempt: Attempt, entries: Sequence[Entry], output: TextIO) -> int:
     """Run a map; returns the exit code, which is not 0 where Hadoop is to try it again.
 
-    A map of a map_reduce writes the names of its partial results to standard output, for the reducer.
+    A map of a map_reduce writes the names of its partial results to `output`, for the reducer.
     """
     mapper = _Mapper(job, attempt)
     if not mapper.run(entries):
         return 1
     if job.read_work().reduce_fn is not None:
         for name in mapper.partials:
-            print(f"0\t{name}")
+            output.write(f"0\t{name}\n")
+        output.flush()
     return 0
 
 
@@ -252,11 +254,15 @@ def run_reducer(job: JobFolder, attempt: Attempt, names: Sequence[str]) -> int:
 def main(arguments: Sequence[str]) -> int:
     """Run as a mapper or as a reducer of Hadoop Streaming."""
     # YARN runs containers as one user of the system for all; USER is who submitted the job.
-    os.environ.setdefault("HADOOP_USER_NAME", os.environ.get("USER", ""))
+    if os.environ.get("USER"):
+        os.environ.setdefault("HADOOP_USER_NAME", os.environ["USER"])
+    # What a function prints is for the log and not for the reducer.
+    output = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)
     role, uri = arguments
     job, attempt = JobFolder(uri), Attempt.from_environment()
     if role == "map":
-        return run_mapper(job, attempt, [Entry.parse(line) for line in sys.stdin.buffer])
+        return run_mapper(job, attempt, [Entry.parse(line) for line in sys.stdin.buffer], output)
     return run_reducer(job, attempt, [line.split("\t")[1].strip() for line in sys.stdin])
 
 
