@@ -193,7 +193,7 @@ def _predict_batches(job: _Job, batches: Iterable[pa.RecordBatch]) -> Iterator[p
         yield pa.RecordBatch.from_arrays(columns, names=names)
 
 
-@functools.lru_cache(maxsize=1)
+@functools.lru_cache(maxsize=2)
 def _predictor(bundle_uri: str, fingerprint: str, backend: BackendName | None, num_threads: int) -> Predictor:
     predictor = Predictor.load(bundle_uri, backend, num_threads=num_threads)
     if predictor.bundle.info.fingerprint != fingerprint:
