@@ -175,7 +175,10 @@ def test_tasks_know_how_many_threads_they_may_use(cluster):
 
 def test_a_shipped_environment_runs_on_nodes_without_packages(cluster, tmp_path):
     subprocess.run([sys.executable, "-m", "venv", "--without-pip", str(tmp_path / "bare")], check=True)
-    settings = {"python": str(tmp_path / "bare/bin/python"), "work_dir": f"{cluster.hdfs}/tmp/{tmp_path.name}"}
+    settings = {
+        "python": str(tmp_path / "bare/bin/python"),
+        "work_dir": f"{cluster.hdfs}/tmp/test-{time.monotonic_ns()}",
+    }
     with pytest.raises(EngineError, match=r"Hadoop ended job_.*add --ship-env"):
         create_engine("hadoop", 1, settings).map(abs, [-1])
     shipping = settings | {"ship_env": True, "ship_extras": ["hdfs"]}
