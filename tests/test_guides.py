@@ -79,7 +79,8 @@ def test_a_guide_runs_as_it_stands(guide, folder):
     finally:
         if process.poll() is None:
             os.killpg(process.pid, signal.SIGKILL)
-        if (folder / "hadoop").exists():
-            # A guide stops its cluster at its end, which a guide that failed did not reach.
-            subprocess.run([ROOT / "scripts" / "hadoop-minicluster", "stop", folder / "hadoop"], check=True)
+        for name, stop in (("hadoop", "hadoop-minicluster"), ("spark", "spark-standalone")):
+            if (folder / name).exists():
+                # A guide stops its cluster at its end, which a guide that failed did not reach.
+                subprocess.run([ROOT / "scripts" / stop, "stop", folder / name], check=True)
     assert process.returncode == 0, said[-6000:]
