@@ -1,6 +1,9 @@
 from __future__ import annotations
 
+import contextlib
 import json
+import os
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +14,7 @@ import pytest
 
 from manyeyes.data.dataset import Dataset
 from manyeyes.data.ingest import IngestSettings, ingest
+from manyeyes.engines.inline import InlineEngine
 from manyeyes.engines.registry import create_engine
 from manyeyes.errors import DatasetError, SourceError, UsageError
 from manyeyes.imaging.preprocessing import Preprocessing, Step
@@ -98,6 +102,28 @@ def test_one_two_and_three_workers_write_the_same_bytes(small_bundle: str, tmp_p
         predict(small_bundle, str(folder), str(outs[-1]), engine=engine)
     assert [row["path"] for row in _rows(outs[0])] == sorted(path.name for path in folder.iterdir())
     assert outs[0].read_bytes() == outs[1].read_bytes() == outs[2].read_bytes()
+
+
+class ElsewhereEngine(InlineEngine):
+    """Runs tasks in another working directory, as the nodes of a cluster do."""
+
+    def map(self, fn, items, *, on_result=None):
+        def run(item):
+            with contextlib.chdir("/"):
+                return fn(item)
+
+        return super().map(run, items, on_result=on_result)
+
+
+def test_relative_paths_mean_the_same_where_tasks_run(
+    small_bundle: str, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutil.copytree(small_bundle, tmp_path / "bundle")
+    monkeypatch.chdir(tmp_path)
+    source = os.path.relpath(folder)
+    predict("bundle", source, "near.parquet", engine=InlineEngine())
+    predict("bundle", source, "far.parquet", engine=ElsewhereEngine())
+    assert Path("far.parquet").read_bytes() == Path("near.parquet").read_bytes()
 
 
 def test_progress_counts_every_input_and_nothing_is_left_beside_the_result(

@@ -104,8 +104,9 @@ def evaluate(
         raise UsageError(f"batch_size={batch_size} is below 1. Give at least 1.")
     if not 0 < confidence < 1:
         raise UsageError(f"confidence={confidence} is not between 0 and 1. Give e.g. 0.95.")
-    recogniser = Recogniser.open(model)
-    data = Dataset(dataset)
+    # Tasks run in other working directories, on a cluster's nodes.
+    recogniser = Recogniser.open(storage.absolute(model))
+    data = Dataset(storage.absolute(dataset))
     chosen = data.split(split)
     _require_same_classes(recogniser, data)
     job = _Job(recogniser, data, remaining_preprocessing(recogniser.preprocessing, data.preprocessing), batch_size)

@@ -122,6 +122,8 @@ def predict(
     if out == source:
         raise UsageError(f"{out} is the source itself and would be replaced. Give another file for the predictions.")
     started = time.perf_counter()
+    # Tasks run in other working directories, on a cluster's nodes.
+    bundle, source, out = storage.absolute(bundle), storage.absolute(source), storage.absolute(out)
     info = Bundle.load(bundle).info
     images = open_input(source, split)
     parent, name = posixpath.split(out)
