@@ -22,6 +22,7 @@ from manyeyes.data.sources.parquet import ParquetSource
 from manyeyes.data.sources.table import TableSource
 from manyeyes.engines.base import Engine
 from manyeyes.engines.registry import create_engine
+from manyeyes.engines.spark_tasks import settle
 from manyeyes.errors import BundleError, ImageError, MissingExtraError, Reason, UsageError
 from manyeyes.recognition.bundle import BackendName, Bundle
 from manyeyes.recognition.predictor import Prediction, Predictor
@@ -191,6 +192,7 @@ def _predict_batches(job: _Job, batches: Iterable[pa.RecordBatch]) -> Iterator[p
         columns += [predictions.column(name).combine_chunks() for name in _ARROW_SCHEMA.names]
         names = [*job.kept, *(f"{job.prefix}{name}" for name in _ARROW_SCHEMA.names)]
         yield pa.RecordBatch.from_arrays(columns, names=names)
+    settle()
 
 
 @functools.lru_cache(maxsize=2)

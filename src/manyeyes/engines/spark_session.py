@@ -9,6 +9,7 @@ import re
 import shutil
 import signal
 import socket
+import subprocess
 import sys
 import tempfile
 import threading
@@ -121,7 +122,10 @@ def stop(context: SparkContext) -> None:
     SparkContext._gateway = SparkContext._jvm = None
     gateway.shutdown()
     process.stdin.close()
-    process.wait()
+    try:
+        process.wait(timeout=30)
+    except subprocess.TimeoutExpired:
+        process.kill()
 
 
 def attempts_of_spark(context: SparkContext) -> int:

@@ -65,7 +65,7 @@ def run_task(work: Work, partition: Iterable[Any]) -> Iterator[Any]:
         return
     yield True
     yield result
-    _settle()
+    settle()
 
 
 def run_rank(fn: bytes, partition: Iterable[Any]) -> Iterator[Any]:
@@ -114,7 +114,7 @@ def _bind(host: str) -> socket.socket:
 
 
 @functools.cache
-def _settle() -> None:
+def settle() -> None:
     """Once, after the first task has loaded what tasks need: spare it the collection that Spark runs after each task.
 
     That took 12 ms of every task, most of what a short one costs in Python.
