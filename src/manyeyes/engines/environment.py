@@ -17,7 +17,7 @@ from importlib.metadata import Distribution, PackageNotFoundError
 from pathlib import Path
 
 import manyeyes
-from manyeyes.errors import EngineError, MissingExtraError
+from manyeyes.errors import EngineError, MissingExtraError, UsageError
 
 # The extras that tasks of ingest, evaluate and predict may need. Training's are gigabytes.
 TASK_EXTRAS = ("predict", "hdfs", "s3")
@@ -39,6 +39,7 @@ def pack_environment(extras: Sequence[str] | None = None, folder: Path | None = 
         folder: where archives are kept; default: ~/.cache/manyeyes/environments.
 
     Raises:
+        UsageError: there is no such extra.
         MissingExtraError: an extra is not installed here.
         EngineError: a package can't be packed, because its files are not its own (an editable installation).
     """
@@ -71,7 +72,10 @@ def _closure(extras: Sequence[str] | None) -> dict[str, Distribution]:
     """Manyeyes and all that it requires with these extras; normalized name -> distribution, sorted."""
     found: dict[str, Distribution] = {}
     _follow("manyeyes", "", found)
+    known = found["manyeyes"].metadata.get_all("Provides-Extra") or []
     for extra in TASK_EXTRAS if extras is None else extras:
+        if extra not in known:
+            raise UsageError(f"Manyeyes has no extra {extra!r} to send. It has: {', '.join(known)}.")
         more = dict(found)
         try:
             _follow("manyeyes", extra, more)
