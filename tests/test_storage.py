@@ -157,6 +157,28 @@ def test_is_local_knows_paths_from_uris():
     assert not storage.is_local("hdfs://host:9000/a")
 
 
+def test_a_directory_and_a_name_make_a_uri_and_its_parts_are_those():
+    for parent in ("/a/b", "/", "hdfs:///", "hdfs:///a", "hdfs://host:9000", "s3://bucket", "file:///"):
+        assert storage.split(storage.join(parent, "x y#.csv")) == (parent, "x y#.csv")
+    assert storage.split("x.csv") == ("", "x.csv")
+
+
+def test_the_root_of_a_file_system_stays_its_root():
+    assert storage.absolute("hdfs:///") == storage.absolute("hdfs://") == "hdfs:///"
+    assert storage.absolute("hdfs://host:9000/") == "hdfs://host:9000"
+    assert storage.absolute("hdfs:///a/") == "hdfs:///a"
+    assert storage.absolute("file:///") == storage.absolute("/") == "/"
+
+
+@pytest.mark.parametrize("uri", ["hdfs:/photos", "s3:/bucket", "s3:bucket"])
+def test_a_uri_that_lacks_a_slash_is_not_taken_for_a_folder_of_this_machine(uri, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for attempt in (storage.absolute, storage.exists, lambda uri: storage.write_bytes(f"{uri}/x", b"")):
+        with pytest.raises(UsageError, match=rf"^{uri}.* has no // after "):
+            attempt(uri)
+    assert list(tmp_path.iterdir()) == []
+
+
 json_values = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text(),
     lambda children: st.lists(children) | st.dictionaries(st.text(), children),

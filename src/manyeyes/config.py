@@ -17,8 +17,8 @@ from manyeyes.errors import ConfigError
 T = TypeVar("T")
 
 
-def load_toml(path: str | Path) -> dict[str, Any]:
-    """Read a TOML recipe.
+def load_toml(path: str | Path, what: str = "recipe") -> dict[str, Any]:
+    """Read a TOML file: a recipe, or `what` it is called in the error.
 
     Raises:
         ConfigError: the file is missing or is not TOML.
@@ -27,7 +27,8 @@ def load_toml(path: str | Path) -> dict[str, Any]:
         return tomllib.loads(Path(path).read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise ConfigError(
-            f"There is no recipe at {path}. Give the path of a .toml file, e.g. one under configs/."
+            f"There is no {what} at {path}. Give the path of a .toml file"
+            f"{', e.g. one under configs/' if what == 'recipe' else ''}."
         ) from None
     except OSError as error:
         raise ConfigError(f"{path} can't be read: {error.strerror}.") from None

@@ -135,13 +135,22 @@ def _hdfs() -> Finding:
 def _s3() -> Finding:
     if importlib.util.find_spec("s3fs") is None:
         return Finding("file system", "s3", "missing", "s3fs is not installed", "pip install 'manyeyes[s3]'")
+    import botocore.exceptions
     import botocore.session
 
-    if botocore.session.get_session().get_credentials() is None:
-        detail = "installed; no credentials in the environment or in ~/.aws"
-        return Finding("file system", "s3", "absent", detail, "export AWS_ACCESS_KEY_ID=… AWS_SECRET_ACCESS_KEY=…")
-    detail = "installed, and credentials were found; name a bucket to try it"
-    return Finding("file system", "s3", "works", detail)
+    try:
+        if botocore.session.get_session().get_credentials() is None:
+            detail = "installed; no credentials in the environment or in ~/.aws"
+            return Finding("file system", "s3", "absent", detail, "export AWS_ACCESS_KEY_ID=… AWS_SECRET_ACCESS_KEY=…")
+        # Asks whether the server answers; whether there is such a bucket does not matter.
+        storage.filesystem("s3://bucket")
+    except botocore.exceptions.BotoCoreError as error:
+        return Finding("file system", "s3", "broken", _first_line(error), "export AWS_PROFILE=NAME")
+    except (ManyeyesError, OSError) as error:
+        return Finding("file system", "s3", "broken", _first_line(error), "export AWS_ENDPOINT_URL=https://HOST:PORT")
+    return Finding(
+        "file system", "s3", "works", "credentials were found, and the server answers; name a bucket to try it"
+    )
 
 
 def _place(uri: str) -> Finding:

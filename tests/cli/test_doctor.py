@@ -67,3 +67,22 @@ def test_an_engine_asked_for_by_name_has_to_work():
     assert "What mends it:" in done.stdout and "export HADOOP_HOME=" in done.stdout
     done = doctor("--engine", "flnk")
     assert done.returncode == 2 and "Unknown engine 'flnk'" in done.stderr
+
+
+def test_what_is_wrong_with_s3_is_a_finding_and_no_end_of_the_others():
+    code = "import json; from manyeyes import config, diagnosis; print(json.dumps(config.to_dict(diagnosis._s3())))"
+    keys = {"AWS_ACCESS_KEY_ID": "key", "AWS_SECRET_ACCESS_KEY": "secret"}
+    for environment, detail, mend in (
+        ({"AWS_PROFILE": "nobody"}, "profile (nobody) could not be found", "export AWS_PROFILE="),
+        (keys | {"AWS_ENDPOINT_URL": "http://127.0.0.1:1"}, "no S3 server answers", "export AWS_ENDPOINT_URL="),
+    ):
+        command = [sys.executable, "-c", code]
+        done = subprocess.run(command, capture_output=True, text=True, check=True, env={"HOME": "/none"} | environment)
+        finding = json.loads(done.stdout)
+        assert finding["status"] == "broken" and detail in finding["detail"] and finding["mend"].startswith(mend)
+
+
+def test_a_configuration_that_is_not_there_is_named():
+    done = doctor("--engine", "inline", "--engine-config", "missing.toml")
+    assert done.returncode == 2
+    assert "There is no engine configuration at missing.toml" in done.stderr

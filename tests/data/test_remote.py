@@ -23,6 +23,7 @@ from manyeyes.data.sources import open_source
 from manyeyes.data.sources.base import Skipped
 from manyeyes.engines.registry import create_engine
 from manyeyes.errors import UsageError
+from manyeyes.recognition.batch import predict
 from manyeyes.storage.remote import RangeReader
 
 PLACES = ("local", "hdfs", "s3")
@@ -172,6 +173,33 @@ def test_a_destination_that_can_not_be_written_is_said_before_the_source_is_list
     with pytest.raises(UsageError, match=r"can't be written: Permission denied: user=mallory"):
         ingest(trees["local"], f"{hadoop.hdfs}/mine", engine=create_engine("inline"))
     assert not listed
+
+
+def test_a_table_and_predictions_may_lie_in_the_root_of_a_file_system(
+    places, trees, small_bundle, tmp_path, monkeypatch
+):
+    bundle = storage.absolute(small_bundle)
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    folder, name = storage.split(places["hdfs"])[1], f"{uuid.uuid4().hex}.csv"
+    rows = "".join(f"{folder}/photos/cat/n{number:02d}.jpg,{number % 2}\n" for number in range(8))
+    storage.write_bytes(f"hdfs:///{name}", f"path,label\n{rows}".encode())
+    out = f"hdfs:///{name}.jsonl"
+    try:
+        dataset = storage.join(places["local"], "from-root")
+        assert ingest(f"hdfs:///{name}", dataset, engine=create_engine("inline")).num_written == 8
+        assert predict(bundle, trees["hdfs"], out, engine=create_engine("inline")).num_predicted > 0
+        assert storage.exists(out)
+    finally:
+        storage.remove(f"hdfs:///{name}")
+        storage.remove(out)
+    assert list((tmp_path / "here").iterdir()) == []
+
+
+def test_predictions_that_can_not_be_written_are_said_before_any_image_is_read(trees, small_bundle, monkeypatch):
+    monkeypatch.setattr("manyeyes.recognition.batch._predict_partition", lambda *_: pytest.fail("it began"))
+    with pytest.raises(UsageError, match=r"^s3://no-such-bucket can't be written: the bucket .* does not exist"):
+        predict(small_bundle, trees["local"], "s3://no-such-bucket/p.jsonl", engine=create_engine("inline"))
 
 
 def namenode_calls(hadoop) -> int:

@@ -1,5 +1,8 @@
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from collections import Counter
 from pathlib import Path
 
@@ -62,3 +65,18 @@ def test_spool_files_are_gone_afterwards(tmp_path, monkeypatch):
             scatter.add(index, index)
         assert list(Path(tmp_path).iterdir())
     assert not list(Path(tmp_path).iterdir())
+
+
+def test_a_full_disk_is_said_with_the_place_and_leaves_nothing(tmp_path):
+    script = (
+        "import resource, signal; from manyeyes.data.scatter import Scatter\n"
+        "signal.signal(signal.SIGXFSZ, signal.SIG_IGN); resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, 10_000))\n"
+        "with Scatter(0, 10) as scatter:\n"
+        "    for block in range(20_000): scatter.add(block, 'x' * 100)\n"
+    )
+    command, environment = [sys.executable, "-c", script], os.environ | {"TMPDIR": str(tmp_path)}
+    done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
+    said = done.stderr.splitlines()[-1]
+    assert said.startswith(f"manyeyes.errors.StorageError: {tmp_path}/manyeyes-scatter-"), done.stderr
+    assert "can't be written: File too large" in said
+    assert list(tmp_path.iterdir()) == []

@@ -187,6 +187,12 @@ def test_a_folder_that_may_not_be_read_is_not_taken_for_an_absent_one(hadoop, fo
         assert caught.value.filename.startswith(uri)
 
 
+def test_the_parts_of_a_file_aside_are_said_by_the_name_of_that_file(hadoop, folder, monkeypatch):
+    monkeypatch.setenv("HADOOP_USER_NAME", "mallory")
+    with pytest.raises(StorageError, match=rf"^{hadoop.hdfs}{folder}/p\.jsonl/part-0 can't be written: Permission"):
+        storage.write_bytes(f"{hadoop.hdfs}{folder}/{storage.ASIDE_MARK}0123456789ab-p.jsonl/part-0", b"")
+
+
 def test_a_full_quota_is_a_storage_error(hadoop, folder):
     uri = f"{hadoop.hdfs}{folder}"
     command = [f"{hadoop.directory}/bin/hdfs", "dfsadmin", "-setSpaceQuota", "1m", folder]

@@ -16,6 +16,7 @@ import boto3
 import pytest
 
 from manyeyes import storage
+from manyeyes.data.sources import open_source
 from manyeyes.errors import StorageError, UsageError
 from manyeyes.storage import s3 as s3_files
 
@@ -92,7 +93,7 @@ def test_a_bucket_that_does_not_exist_is_not_made(s3, monkeypatch):
         StorageError, match=r"^s3://no-such-bucket/folder/x can't be written: .*bucket does not exist\. "
     ):
         storage.write_bytes(f"{uri}/x", b"content")
-    with pytest.raises(FileNotFoundError):
+    with pytest.raises(FileNotFoundError, match="the bucket no-such-bucket does not exist, and is not made"):
         storage.make_directory(uri)
     assert not storage.exists("s3://no-such-bucket")
 
@@ -118,6 +119,30 @@ def test_a_server_that_takes_no_connection_is_given_up_within_seconds(monkeypatc
     monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{silent_port}")
     with within_seconds(), pytest.raises(ConnectionError, match=r"no S3 server answers at .*no answer within 5 s"):
         storage.exists("s3://pictures/x")
+
+
+def test_a_server_that_takes_connections_and_never_answers_is_given_up_within_seconds(monkeypatch):
+    use(monkeypatch, {"AWS_ACCESS_KEY_ID": "key", "AWS_SECRET_ACCESS_KEY": "secret"})
+    with socket.create_server(("127.0.0.1", 0)) as mute:
+        monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{mute.getsockname()[1]}")
+        with within_seconds(), pytest.raises(ConnectionError, match="has not answered as an S3 server within 10 s"):
+            storage.exists("s3://pictures/x")
+
+
+@pytest.mark.parametrize("address", ["localhost:9000", "http://localhost:port"])
+def test_an_address_that_is_none_is_said_in_a_line(monkeypatch, address):
+    use(monkeypatch, {"AWS_ACCESS_KEY_ID": "key", "AWS_SECRET_ACCESS_KEY": "secret", "AWS_ENDPOINT_URL": address})
+    with pytest.raises(UsageError, match=r"^s3://pictures can't be opened: .*Set AWS_ENDPOINT_URL=http://HOST:PORT"):
+        storage.exists("s3://pictures/x")
+
+
+def test_keys_with_two_slashes_in_a_row_are_counted_and_end_no_walk(s3, monkeypatch):
+    use(monkeypatch, s3.environment)
+    for key in ("cat/1.jpg", "cat//2.jpg", "/3.jpg"):
+        storage.write_bytes(f"{s3.bucket_uri}/slashes/{key}", b"content")
+    found = list(open_source(f"{s3.bucket_uri}/slashes").entries())
+    assert [item.path for item in found] == ["", "cat/", "cat/1.jpg"]
+    assert [getattr(item, "reason", None) for item in found] == ["folder_without_a_name"] * 2 + [None]
 
 
 def test_a_server_that_goes_away_is_an_error_that_another_attempt_may_mend(start_s3_server, monkeypatch, tmp_path):

@@ -60,6 +60,18 @@ JsonOutput = Annotated[
 ]
 
 
+def engine_settings(config_path: str | None, assignments: list[str] | None) -> dict[str, Any]:
+    """What --engine-config and --engine-set say.
+
+    Raises:
+        ConfigError: there is no such file, or it can't be read; or an assignment is none.
+    """
+    from manyeyes import config
+
+    found = config.load_toml(config_path, "engine configuration") if config_path else {}
+    return config.override(found, assignments or ())
+
+
 def make_engine(
     name: str,
     workers: int | None,
@@ -72,10 +84,9 @@ def make_engine(
     Raises:
         UsageError: no such engine, or no such setting of it.
     """
-    from manyeyes import config
     from manyeyes.engines.registry import create_engine
 
-    settings = config.override(config.load_toml(config_path) if config_path else {}, assignments or ())
+    settings = engine_settings(config_path, assignments)
     return create_engine(name, workers, settings | ({"ship_env": True} if ship_env else {}))
 
 

@@ -37,7 +37,7 @@ def command(
     """
     from manyeyes import config, diagnosis
 
-    settings = config.override(config.load_toml(engine_config) if engine_config else {}, engine_set or ())
+    settings = common.engine_settings(engine_config, engine_set)
     findings: list[Finding] = []
     with common.progress_bar("checks", hidden=json_output) as progress:
         task = progress.add_task("Trying", total=None)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-from pathlib import Path
 from typing import Any
 
 from manyeyes import storage
@@ -48,17 +46,7 @@ def check_destination(dataset: str) -> None:
             raise UsageError(f"{dataset} is a file. Give a directory for the dataset.")
         if not _is_ours(dataset) and any(True for _ in storage.iterate_directory(dataset)):
             raise UsageError(f"{dataset} is not empty and not a Manyeyes dataset. Give a new or an empty directory.")
-    if storage.is_local(dataset):
-        parent = Path(dataset)
-        while not parent.exists() and parent != parent.parent:
-            parent = parent.parent
-        if not parent.is_dir() or not os.access(parent, os.W_OK):
-            raise UsageError(f"{dataset} can't be written: {parent} takes no files. Choose another place.")
-        return
-    try:
-        storage.make_directory(dataset)
-    except OSError as error:
-        raise _not_writable(dataset, error) from None
+    storage.check_writable(dataset)
 
 
 def _is_ours(dataset: str) -> bool:
@@ -90,11 +78,7 @@ def claim(dataset: str, identity: dict[str, Any], overwrite: bool) -> None:
             for folder in (SHARDS, QUARANTINE):
                 storage.remove(storage.join(dataset, folder), recursive=True)
     except OSError as error:
-        raise _not_writable(dataset, error) from None
-
-
-def _not_writable(dataset: str, error: OSError) -> UsageError:
-    return UsageError(f"{dataset} can't be written: {error.strerror or error}. Choose another place.")
+        raise UsageError(f"{dataset} can't be written: {error.strerror or error}. Choose another place.") from None
 
 
 def _difference(old: dict[str, Any], new: dict[str, Any]) -> str:

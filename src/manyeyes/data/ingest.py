@@ -349,7 +349,8 @@ def read_class_names(uri: str) -> tuple[str, ...]:
     try:
         lines = storage.read_bytes(uri).decode("utf-8-sig").splitlines()
     except (OSError, UnicodeDecodeError) as error:
-        raise UsageError(f"The class names can't be read: {error}. Give a text file with one name a line.") from None
+        reason = (getattr(error, "strerror", None) or str(error)).rstrip(".")
+        raise UsageError(f"The class names can't be read: {uri}: {reason}. Give a file with one name a line.") from None
     names = tuple(line.strip() for line in lines if line.strip())
     if len(names) < 2:
         raise UsageError(f"{uri} has {len(names)} class names. A classifier needs two or more, one a line.")

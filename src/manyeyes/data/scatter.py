@@ -12,6 +12,8 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, TextIO
 
+from manyeyes.errors import StorageError
+
 # Fewer records than this never touch the disk.
 _MAX_IN_MEMORY = 4096
 # A spooled line takes about an eighth of the memory of its record.
@@ -87,12 +89,17 @@ class _Spool:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._stack.close()
+        # On a full disk closing says again what writing has said.
+        with contextlib.suppress(OSError):
+            self._stack.close()
 
     def add(self, line: str) -> None:
         key = line[:_KEY_LENGTH]
         index = int(key, 16) >> self._shift & ((1 << _FILES_BITS) - 1)
-        self._files[index].write(line)
+        try:
+            self._files[index].write(line)
+        except OSError as error:
+            raise _not_written(error, self._files[index]) from None
         self._num_lines[index] += 1
         if self._first_keys[index] is None:
             self._first_keys[index] = key
@@ -101,7 +108,10 @@ class _Spool:
 
     def __iter__(self) -> Iterator[str]:
         for index, file in enumerate(self._files):
-            file.flush()
+            try:
+                file.flush()
+            except OSError as error:
+                raise _not_written(error, file) from None
             with Path(file.name).open(encoding="ascii") as lines:
                 if self._has_one_key[index]:
                     yield from lines
@@ -112,6 +122,11 @@ class _Spool:
                         for line in lines:
                             finer.add(line)
                         yield from finer
+
+
+def _not_written(error: OSError, file: TextIO) -> StorageError:
+    # It lies where TMPDIR says, which the user has not named.
+    return StorageError(error.errno, error.strerror, file.name)
 
 
 def _line(key: int, record: Any) -> str:

@@ -95,7 +95,7 @@ def evaluate(
         All metrics, and the URIs of what was written.
 
     Raises:
-        UsageError: there is neither a run nor a bundle, or an argument is out of range.
+        UsageError: there is neither a run nor a bundle, an argument is out of range, or `out` can't be written.
         DatasetError: the dataset is missing or damaged, has no such split, or has other classes or image sizes.
         CheckpointError, BundleError: the model is damaged.
         MissingExtraError: a library that the model needs is not installed.
@@ -111,6 +111,11 @@ def evaluate(
     _require_same_classes(recogniser, data)
     job = _Job(recogniser, data, remaining_preprocessing(recogniser.preprocessing, data.preprocessing), batch_size)
     _require_same_shape(job, data)
+    if out is None and recogniser.kind == "run":
+        out = storage.join(recogniser.uri, "evaluation", split)
+    if out is not None:
+        out = storage.absolute(out)
+        storage.check_writable(out)
     if engine is None:
         engine = create_engine("inline" if recogniser.kind == "run" else "local")
 
@@ -133,8 +138,6 @@ def evaluate(
         class_names=data.class_names,
         metrics=summarize(sums, data.class_names, confidence),
     )
-    if out is None and recogniser.kind == "run":
-        out = storage.join(recogniser.uri, "evaluation", split)
     return _write(result, out) if out is not None else result
 
 

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import io
 import json
-import posixpath
 import time
 import uuid
 from collections.abc import Callable
@@ -111,7 +111,7 @@ def predict(
         Counts that balance: num_seen = num_predicted + num_failed.
 
     Raises:
-        UsageError: a setting is wrong.
+        UsageError: a setting is wrong, or `out` can't be written.
         SourceError: there is nothing to predict.
         BundleError: see Predictor.load.
     """
@@ -126,7 +126,8 @@ def predict(
     bundle, source, out = storage.absolute(bundle), storage.absolute(source), storage.absolute(out)
     info = Bundle.load(bundle).info
     images = open_input(source, split)
-    parent, name = posixpath.split(out)
+    parent, name = storage.split(out)
+    storage.check_writable(parent)
     parts_uri = storage.join(parent, f"{storage.ASIDE_MARK}{uuid.uuid4().hex[:12]}-{name}")
     job = _Job(bundle, info.fingerprint, backend, images, parts_uri, top_k, batch_size)
     skipped: dict[str, int] = {}
@@ -146,7 +147,9 @@ def predict(
             raise SourceError(f"{source} holds no image. Known by their names: .jpg, .png, .webp, .bmp, .tif, .gif.")
         _merge([_part_uri(parts_uri, index) for index in range(len(results))], out)
     finally:
-        storage.remove(parts_uri, recursive=True)
+        # What a failed job has said says more than that its parts can't be removed.
+        with contextlib.suppress(OSError):
+            storage.remove(parts_uri, recursive=True)
     predicted, failed = _sum([counts.predicted for counts in results]), _sum([counts.failed for counts in results])
     seconds = time.perf_counter() - started
     num_predicted, num_failed = sum(predicted.values()), sum(failed.values())

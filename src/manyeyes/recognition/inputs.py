@@ -129,7 +129,7 @@ def open_input(source: str, split: str | None = None) -> Input:
         raise SourceError(f"{source} is not a dataset, so it has no split {split!r}. Leave the split out.")
     if storage.exists(source):
         if storage.is_directory(source):
-            return SourceInput(FolderSource(source.rstrip("/")))
+            return SourceInput(FolderSource(source))
         return SourceInput(_open_file(source))
     if source.endswith(".tar") and is_pattern(source):
         return SourceInput(open_source(source))

@@ -12,7 +12,6 @@ import io
 import json
 import os
 import posixpath
-import re
 import stat
 import uuid
 from collections.abc import Iterator
@@ -23,10 +22,12 @@ import fsspec
 from fsspec.core import url_to_fs
 
 from manyeyes.errors import MissingExtraError, StorageError, UsageError
-from manyeyes.storage.remote import ASIDE_MARK, Item, RemoteFiles
+from manyeyes.storage.remote import ASIDE_MARK, Item, RemoteFiles, without_aside
 
 # How much is read at once to compute a checksum: on remote file systems every read is a request.
 _CHECKSUM_CHUNK_BYTES = 1 << 23
+_HDFS_SCHEMES = ("hdfs", "viewfs")
+_S3_SCHEMES = ("s3", "s3a")
 
 
 def is_local(uri: str | os.PathLike[str]) -> bool:
@@ -43,12 +44,12 @@ def filesystem(uri: str | os.PathLike[str]) -> tuple[fsspec.AbstractFileSystem, 
         ConnectionError: the server does not answer.
     """
     text = os.fspath(uri)
-    scheme = text.partition("://")[0] if "://" in text else ""
-    if scheme in ("hdfs", "viewfs"):
+    scheme = _scheme(text)
+    if scheme in _HDFS_SCHEMES:
         from manyeyes.storage import hdfs
 
         return hdfs.open_uri(text)
-    if scheme in ("s3", "s3a"):
+    if scheme in _S3_SCHEMES:
         try:
             from manyeyes.storage import s3
         except ImportError:
@@ -62,6 +63,17 @@ def filesystem(uri: str | os.PathLike[str]) -> tuple[fsspec.AbstractFileSystem, 
     return fs, path
 
 
+def _scheme(text: str) -> str:
+    scheme, mark, _ = text.partition("://")
+    if mark:
+        return scheme
+    scheme, colon, _ = text.partition(":")
+    # Hadoop reads hdfs:/folder as hdfs:///folder; here it would be a folder `hdfs:` on this machine.
+    if colon and scheme in _HDFS_SCHEMES + _S3_SCHEMES:
+        raise UsageError(f"{text} has no // after {scheme}:. Write hdfs:///folder or s3://bucket/folder.")
+    return ""
+
+
 def is_transient(error: Exception, uri: str | os.PathLike[str]) -> bool:
     """Whether another attempt may do after `error`, which reading `uri` through some library has raised.
 
@@ -73,10 +85,16 @@ def is_transient(error: Exception, uri: str | os.PathLike[str]) -> bool:
 
 
 def absolute(uri: str | os.PathLike[str]) -> str:
-    """Return `uri` in a form that means the same from every working directory."""
+    """Return `uri` in a form that means the same from every working directory.
+
+    Raises:
+        UsageError: it was meant for a URI but lacks a slash.
+    """
     text = os.fspath(uri)
+    scheme = _scheme(text)
     if not is_local(text):
-        return text.rstrip("/")
+        # The root of the default file system keeps its slash: hdfs:///.
+        return text.rstrip("/") if text.removeprefix(f"{scheme}://").strip("/") else f"{scheme}:///"
     # Not Path.resolve: a link that the user gives stays the name that the user knows.
     return os.path.abspath(text.removeprefix("file://"))  # noqa: PTH100
 
@@ -84,6 +102,12 @@ def absolute(uri: str | os.PathLike[str]) -> str:
 def join(uri: str | os.PathLike[str], *parts: str) -> str:
     """Join path parts to a URI with forward slashes."""
     return posixpath.join(os.fspath(uri), *parts)
+
+
+def split(uri: str | os.PathLike[str]) -> tuple[str, str]:
+    """Return the URI of the directory that `uri` lies in, and its name there; the parent of hdfs:///x is hdfs:///."""
+    parent, slash, name = os.fspath(uri).rpartition("/")
+    return parent + slash if not parent or parent.endswith("/") else parent, name
 
 
 def is_file_name(text: str) -> bool:
@@ -195,6 +219,28 @@ def make_directory(uri: str | os.PathLike[str]) -> None:
     fs.makedirs(path, exist_ok=True)
 
 
+def check_writable(directory: str | os.PathLike[str]) -> None:
+    """Find out, before work that takes long, whether files can lie in `directory`; on HDFS it is made.
+
+    A directory on HDFS that exists may still turn out not to take files.
+
+    Raises:
+        UsageError: they can't.
+    """
+    if not is_local(directory):
+        try:
+            make_directory(directory)
+        except OSError as error:
+            reason = (error.strerror or str(error)).rstrip(".")
+            raise UsageError(f"{os.fspath(directory)} can't be written: {reason}. Choose another place.") from None
+        return
+    parent = Path(absolute(directory))
+    while not parent.exists() and parent != parent.parent:
+        parent = parent.parent
+    if not parent.is_dir() or not os.access(parent, os.W_OK):
+        raise UsageError(f"{os.fspath(directory)} can't be written: {parent} takes no files. Choose another place.")
+
+
 def remove(uri: str | os.PathLike[str], *, recursive: bool = False) -> None:
     """Remove what is at `uri`, if anything."""
     fs, path = filesystem(uri)
@@ -234,9 +280,9 @@ def publish(uri: str | os.PathLike[str]) -> Iterator[IO[bytes]]:
                 yield remote_file
         except (PermissionError, FileNotFoundError, NotADirectoryError, IsADirectoryError) as error:
             # Where it names a file elsewhere, it is of what the caller was reading.
-            if error.filename != fs.unstrip_protocol(path):
+            if without_aside(error.filename or "") != without_aside(fs.unstrip_protocol(path)):
                 raise
-            raise StorageError(error.errno, error.strerror, os.fspath(uri)) from error
+            raise StorageError(error.errno, error.strerror, without_aside(os.fspath(uri))) from error
         return
     if fs.protocol == "memory":
         buffer = io.BytesIO()
@@ -266,8 +312,7 @@ def publish(uri: str | os.PathLike[str]) -> Iterator[IO[bytes]]:
             raise
         # Where it names a file elsewhere, it is of what the caller was reading.
         if is_local(uri) and error.errno and error.filename in (None, aside, *map(str, Path(aside).parents)):
-            named = re.sub(rf"{re.escape(ASIDE_MARK)}[0-9a-f]+-", "", os.fspath(uri))
-            raise StorageError(error.errno, error.strerror, named) from error
+            raise StorageError(error.errno, error.strerror, without_aside(os.fspath(uri))) from error
         raise
 
 

@@ -10,7 +10,6 @@ import io
 import os
 import posixpath
 import re
-import threading
 import uuid
 from collections.abc import Iterable, Iterator
 from typing import IO, TYPE_CHECKING, Any
@@ -25,6 +24,8 @@ from manyeyes.storage.remote import (
     Item,
     RangeReader,
     RemoteFiles,
+    check_first_answer,
+    without_aside,
 )
 
 if TYPE_CHECKING:
@@ -34,9 +35,6 @@ if TYPE_CHECKING:
 # again. (hdfs-native would wait for three minutes.) Hadoop's settings go before these.
 _ATTEMPTS_KEY, _ATTEMPTS = "dfs.client.failover.max.attempts", 8
 _LONGEST_SLEEP_KEY, _LONGEST_SLEEP_MS = "dfs.client.failover.sleep.max.millis", 5000
-
-# A NameNode that takes a connection has so long for its first answer.
-_FIRST_ANSWER_SECONDS = 10.0
 
 # Java's exceptions, by the ends of their names; what is not here may be mended by another attempt.
 _ERRNO_OF_EXCEPTION = {
@@ -104,32 +102,12 @@ def _files(pid: int, scheme: str, authority: str, directory: str, version: tuple
         client = Client(url, patience | settings)
     except Exception as error:
         raise UsageError(f"{url} can't be opened: {str(error).splitlines()[0]}.") from None
-    _check_that_it_speaks_hdfs(HdfsFiles(impatient, url))
+    # Some other server at that address would be asked for long.
+    asking = HdfsFiles(impatient, url)
+    check_first_answer(
+        lambda: asking.exists("/"), url, "a NameNode", "It takes a NameNode's RPC port, not that of a web page"
+    )
     return HdfsFiles(client, url)
-
-
-def _check_that_it_speaks_hdfs(files: HdfsFiles) -> None:
-    """Ask once: some other server at that address would be asked for long, or would never answer."""
-    problems: list[ConnectionError] = []
-
-    def ask() -> None:
-        try:
-            files.exists("/")
-        except ConnectionError as error:
-            problems.append(error)
-        except OSError:
-            pass  # a refusal is an answer too
-
-    asking = threading.Thread(target=ask, daemon=True)
-    asking.start()
-    asking.join(_FIRST_ANSWER_SECONDS)
-    if asking.is_alive():
-        raise ConnectionError(
-            f"{files.base} can't be opened: what listens there has not answered as a NameNode within "
-            f"{_FIRST_ANSWER_SECONDS:.0f} s. Check the address: it takes a NameNode's RPC port, not that of a web page."
-        )
-    if problems:
-        raise problems[0]
 
 
 class HdfsFiles(AbstractFileSystem, RemoteFiles):
@@ -291,8 +269,7 @@ class HdfsFiles(AbstractFileSystem, RemoteFiles):
         except (OSError, RuntimeError) as error:
             if isinstance(error, OSError) and error.errno is not None:
                 raise
-            uri = re.sub(rf"{re.escape(ASIDE_MARK)}[0-9a-f]+-", "", self.unstrip_protocol(path))
-            raise _translated(error, uri) from None
+            raise _translated(error, without_aside(self.unstrip_protocol(path))) from None
 
 
 def _translated(error: Exception, uri: str) -> OSError:

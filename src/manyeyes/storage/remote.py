@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import io
 import os
+import re
 import socket
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from typing import IO, NamedTuple
@@ -13,6 +15,8 @@ from manyeyes.errors import UsageError
 
 # A server that has not taken a connection by then is said not to answer. Clients of their own wait for minutes.
 ANSWER_SECONDS = 5.0
+# One that has taken it has so long for its first answer.
+FIRST_ANSWER_SECONDS = 10.0
 # What a file that is read from its start to its end asks for at once.
 BUFFER_BYTES = 1 << 20
 
@@ -21,6 +25,11 @@ ASIDE_MARK = ".aside-"
 
 # Servers that have answered this process; they are not asked again.
 _answered: set[tuple[int, str, int]] = set()
+
+
+def without_aside(uri: str) -> str:
+    """Return the URI of the file that one aside is to become, or that the parts below it are for."""
+    return re.sub(rf"{re.escape(ASIDE_MARK)}[0-9a-f]+-", "", uri)
 
 
 class Item(NamedTuple):
@@ -128,6 +137,34 @@ def first_that_answers(addresses: Sequence[tuple[str, int]], what: str) -> tuple
             _answered.add((os.getpid(), host, port))
             return host, port
     raise ConnectionError(f"{what} at {', '.join(reasons)}. Check the address, and that the server runs.")
+
+
+def check_first_answer(ask: Callable[[], object], uri: str, kind: str, hint: str) -> None:
+    """Call `ask` once: what listens at the address may be no server of this kind, and never answer.
+
+    Raises:
+        ConnectionError: it has not answered within FIRST_ANSWER_SECONDS, or what `ask` has raised.
+    """
+    problems: list[ConnectionError] = []
+
+    def call() -> None:
+        try:
+            ask()
+        except ConnectionError as error:
+            problems.append(error)
+        except (OSError, UsageError):
+            pass  # a refusal is an answer too
+
+    asking = threading.Thread(target=call, daemon=True)
+    asking.start()
+    asking.join(FIRST_ANSWER_SECONDS)
+    if asking.is_alive():
+        raise ConnectionError(
+            f"{uri} can't be opened: what listens there has not answered as {kind} within "
+            f"{FIRST_ANSWER_SECONDS:.0f} s. Check the address. {hint}."
+        )
+    if problems:
+        raise problems[0]
 
 
 def split_host_port(authority: str, default_port: int, uri: str) -> tuple[str, int]:

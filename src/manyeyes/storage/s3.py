@@ -19,7 +19,7 @@ from botocore.exceptions import ConnectionError as NoConnectionError
 from fsspec.asyn import sync_wrapper
 
 from manyeyes.errors import StorageError, UsageError
-from manyeyes.storage.remote import BUFFER_BYTES, Item, RangeReader, RemoteFiles, first_that_answers
+from manyeyes.storage.remote import BUFFER_BYTES, Item, RangeReader, RemoteFiles, check_first_answer, first_that_answers
 
 # The limit of S3 for one PUT.
 MAX_PUT_BYTES = 5 << 30
@@ -57,15 +57,20 @@ def _files(pid: int, environment: tuple[tuple[str, str], ...], uri: str) -> S3Fi
     )
     try:
         endpoint = files.s3.meta.endpoint_url
-    except (BotoCoreError, ValueError) as error:
+        parsed = urllib.parse.urlparse(endpoint)
+        port = parsed.port or (443 if parsed.scheme == "https" else 80)
+    except BotoCoreError as error:
         raise UsageError(f"{uri} can't be opened: {str(error).rstrip('.')}. {_CREDENTIALS}.") from None
+    except ValueError as error:  # an address without http://, or with a port that is no number
+        raise UsageError(f"{uri} can't be opened: {error}. Set AWS_ENDPOINT_URL=http://HOST:PORT.") from None
     files.endpoint = endpoint
-    parsed = urllib.parse.urlparse(endpoint)
     proxy = urllib.request.getproxies().get(parsed.scheme)
     # Behind a proxy it is the proxy that must answer, which the client finds out.
     if parsed.hostname and (not proxy or urllib.request.proxy_bypass(parsed.hostname)):
-        port = parsed.port or (443 if parsed.scheme == "https" else 80)
         first_that_answers([(parsed.hostname, port)], f"{uri} can't be opened: no S3 server answers")
+    bucket = files._strip_protocol(uri)
+    hint = f"It is {endpoint}, as AWS_ENDPOINT_URL or ~/.aws/config say"
+    check_first_answer(lambda: files.call_s3("head_bucket", Bucket=bucket), uri, "an S3 server", hint)
     return files
 
 
@@ -123,7 +128,10 @@ class S3Files(s3fs.S3FileSystem, RemoteFiles):
         return bool(found.get("Contents"))
 
     def iterate(self, path: str) -> Iterator[Item]:
-        """See RemoteFiles.iterate; a request for every thousand. S3 has our order by itself."""
+        """See RemoteFiles.iterate; a request for every thousand. S3 has our order by itself.
+
+        Keys with two slashes in a row lie in a directory whose name is empty.
+        """
         bucket, key, _ = self.split_path(path)
         prefix = key + "/" if key else ""
         before, num_found = b"", 0
@@ -155,7 +163,12 @@ class S3Files(s3fs.S3FileSystem, RemoteFiles):
 
     def makedirs(self, path: str, exist_ok: bool = False) -> None:
         """Find out that the bucket exists, which alone is needed for a file to be written there."""
-        self.call_s3("head_bucket", Bucket=self.split_path(path)[0])
+        bucket, _, _ = self.split_path(path)
+        try:
+            self.call_s3("head_bucket", Bucket=bucket)
+        except FileNotFoundError:
+            reason = f"the bucket {bucket} does not exist, and is not made"
+            raise FileNotFoundError(errno.ENOENT, reason, f"s3://{path}") from None
 
     def mkdir(self, path: str, create_parents: bool = True, **_: Any) -> None:  # type: ignore[override]
         """See makedirs."""

@@ -69,7 +69,10 @@ class FolderSource:
         try:
             for item in _list(uri, above):
                 path = f"{prefix}/{item.name}" if prefix else item.name
-                if item.name.startswith("."):
+                if not item.name:
+                    # A key of S3 with two slashes in a row: no path leads there.
+                    yield Skipped(path, "folder_without_a_name")
+                elif item.name.startswith("."):
                     yield Skipped(path, "hidden_folder" if item.kind == "directory" else "hidden_file")
                 elif item.kind == "directory":
                     yield from self._walk(storage.join(uri, item.name), path, above)
@@ -87,10 +90,9 @@ class FolderSource:
 
 def has_split_level(uri: str) -> bool:
     """Whether all folders of the first level are named after splits."""
-    names = [
-        item.name for item in _list(uri, frozenset()) if item.kind == "directory" and not item.name.startswith(".")
-    ]
-    return bool(names) and all(split_of_name(name) for name in names)
+    names = (item.name for item in _list(uri, frozenset()) if item.kind == "directory")
+    found = [split_of_name(name) for name in names if name and not name.startswith(".")]
+    return bool(found) and all(found)
 
 
 def _list(uri: str, above: frozenset[str]) -> Iterator[_Item]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import gzip
-import posixpath
 import re
 import zlib
 from collections.abc import Iterator
@@ -101,7 +100,7 @@ class IdxSource:
             folder, names = self.uri, storage.list_files(self.uri)
             wanted = names
         else:
-            folder, own_name = posixpath.split(self.uri)
+            folder, own_name = storage.split(self.uri)
             names = storage.list_files(folder)
             wanted = [own_name]
         pairs, used = [], set()

@@ -31,7 +31,7 @@ class TableSource:
 
     def entries(self) -> Iterator[SourceEntry | Skipped]:
         """See Source.entries; in the order of the table."""
-        folder = posixpath.dirname(self.uri)
+        folder, _ = storage.split(self.uri)
         rows = self._json_rows() if self.uri.lower().endswith((".jsonl", ".ndjson")) else self._csv_rows()
         for block, (line, row) in enumerate(rows):
             where = f"{self.uri}, line {line}"
