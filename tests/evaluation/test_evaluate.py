@@ -232,6 +232,16 @@ def test_a_model_that_gives_nan_is_said(small_run, small_dataset, tmp_path):
         evaluate(str(broken), small_dataset)
 
 
+def test_a_place_that_takes_no_numbers_is_said_before_anything_is_computed(small_bundle, small_dataset, tmp_path):
+    class IdleEngine(InlineEngine):
+        def map_reduce(self, *_):
+            pytest.fail("it began")
+
+    (tmp_path / "file").write_text("in the way")
+    with pytest.raises(UsageError, match=r"file/out can't be written: .*/file takes no files"):
+        evaluate(small_bundle, small_dataset, engine=IdleEngine(), out=str(tmp_path / "file" / "out"))
+
+
 def test_without_matplotlib_the_numbers_still_come(small_bundle, small_dataset, tmp_path):
     code = (
         "import sys\nsys.modules['matplotlib'] = None\n"
