@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import shlex
 import shutil
 import subprocess
 import sys
@@ -15,7 +16,7 @@ from typing import Any, Literal
 from manyeyes import storage
 from manyeyes.engines.base import available_cores
 from manyeyes.engines.registry import ENGINE_NAMES, create_engine
-from manyeyes.errors import ManyeyesError, MissingExtraError, UsageError
+from manyeyes.errors import ConfigError, ManyeyesError, MissingExtraError, UsageError
 
 Status = Literal["works", "missing", "broken", "absent"]
 
@@ -106,10 +107,25 @@ def _engine(name: str, settings: Mapping[str, Any], needed: bool) -> Finding:
         return finding(
             "missing", f"{error.what}: its library is not installed", f"pip install 'manyeyes[{error.extra}]'"
         )
+    except ConfigError:
+        raise  # a setting is wrong, and not the machine
     except Exception as error:  # whatever a library raises: the other findings still count
-        return finding("broken", _first_line(error))
+        detail = _first_line(error)
+        return finding("broken", detail, _mend_of_engine(name, detail))
     workers = f"{made.num_workers} task{'s' if made.num_workers > 1 else ''} at once"
     return finding("works", f"ran a job; {workers}")
+
+
+def _mend_of_engine(name: str, detail: str) -> str:
+    if name == "spark":
+        return (
+            _INSTALL_JAVA
+            if "Java" in detail
+            else "manyeyes doctor --engine spark --engine-set master=spark://HOST:7077"
+        )
+    if name == "hadoop":
+        return "export HADOOP_HOME=/path/to/hadoop HADOOP_CONF_DIR=/path/to/its/configuration"
+    return "pip install --force-reinstall manyeyes"
 
 
 def _local_files() -> Finding:
@@ -154,14 +170,22 @@ def _s3() -> Finding:
 
 
 def _place(uri: str) -> Finding:
-    return _tried(uri, uri, "", needed=True)
+    if uri.startswith(("hdfs://", "viewfs://")):
+        return _tried(
+            uri, uri, "export HADOOP_CONF_DIR=/path/with/core-site.xml", needed=True, make="hdfs dfs -mkdir -p"
+        )
+    if uri.startswith(("s3://", "s3a://")):
+        return _tried(uri, uri, "export AWS_ENDPOINT_URL=https://HOST:PORT AWS_PROFILE=NAME", needed=True)
+    return _tried(uri, uri, "", needed=True, make="mkdir -p")
 
 
-def _tried(name: str, uri: str, mend: str, needed: bool) -> Finding:
+def _tried(name: str, uri: str, mend: str, needed: bool, make: str = "") -> Finding:
     try:
         if storage.exists(uri):
             return Finding("file system", name, "works", f"{uri} was read", needed=needed)
         detail = f"there is nothing at {uri}"
+        if make:
+            mend = f"{make} {shlex.quote(uri)}"
     except MissingExtraError as error:
         detail, mend = _first_line(error), f"pip install 'manyeyes[{error.extra}]'"
     except Exception as error:

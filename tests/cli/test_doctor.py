@@ -58,6 +58,7 @@ def test_a_place_that_is_not_there_fails_and_one_that_is_there_works(tmp_path):
     engine, there, nothing = json.loads(done.stdout)
     assert (engine["status"], there["status"], nothing["status"]) == ("works", "works", "broken")
     assert "there is nothing at" in nothing["detail"]
+    assert nothing["mend"] == f"mkdir -p {tmp_path / 'nothing'}"
 
 
 def test_an_engine_asked_for_by_name_has_to_work():
@@ -65,6 +66,8 @@ def test_an_engine_asked_for_by_name_has_to_work():
     done = doctor("--engine", "hadoop", PATH="/nowhere")
     assert done.returncode == 1
     assert "What mends it:" in done.stdout and "export HADOOP_HOME=" in done.stdout
+    done = doctor("--engine", "spark", "--engine-set", "mastre=local[2]")
+    assert done.returncode == 2 and "Did you mean master?" in done.stderr
     done = doctor("--engine", "flnk")
     assert done.returncode == 2 and "Unknown engine 'flnk'" in done.stderr
 

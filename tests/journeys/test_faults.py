@@ -25,7 +25,7 @@ SCRIPTS = Path(__file__).parent.parent.parent / "scripts"
 NUM_IMAGES = 480
 # A driver that says on standard output how far it is, so that a test knows when it is in the middle.
 DRIVER = """
-import json, sys
+import json, logging, sys
 from manyeyes.data.ingest import IngestSettings, ingest
 from manyeyes.engines.registry import create_engine
 
@@ -34,6 +34,8 @@ def on_progress(phase, done, total):
         print(done, flush=True)
 
 def main():
+    logging.basicConfig(level=logging.WARNING)
+    logging.getLogger("manyeyes.engines").setLevel(logging.INFO)
     source, dataset, name, workers, settings = json.loads(sys.argv[1])
     engine = create_engine(name, workers, settings)
     ingest(source, dataset, settings=IngestSettings(size=(48, 64)), engine=engine, on_progress=on_progress)
@@ -65,8 +67,10 @@ class Driver:
         raise AssertionError(f"It ended before its middle:\n{self.process.stderr.read()[-4000:]}")
 
     def wait_for_the_end(self):
+        """Return what it said to people meanwhile."""
         _, errors = self.process.communicate(timeout=400)
         assert self.process.returncode == 0, errors[-4000:]
+        return errors
 
     def kill(self):
         self.process.kill()
@@ -139,7 +143,7 @@ def test_a_spark_executor_killed_in_mid_ingest_changes_nothing(source, expected,
     executors = children_of(pids_in(spark_cluster.directory, "worker"))
     assert len(executors) == 2
     os.kill(executors[0], signal.SIGKILL)
-    driver.wait_for_the_end()
+    assert "Spark lost executors" in driver.wait_for_the_end()
     assert digests(dataset) == expected
 
 
@@ -163,12 +167,12 @@ def test_a_yarn_container_killed_in_mid_ingest_changes_nothing(source, expected,
     driver = Driver(source, dataset, "hadoop", 2, **hadoop.environment)
     driver.wait_for_the_middle()
     wait_until(lambda: task_processes(hadoop))
-    for process_id in task_processes(hadoop)[:1]:
-        # The container's Java process is the parent of the task.
-        parent = int(Path(f"/proc/{process_id}/stat").read_text().rpartition(")")[2].split()[1])
-        os.kill(parent, signal.SIGKILL)
-        os.kill(process_id, signal.SIGKILL)
-    driver.wait_for_the_end()
+    process_id = task_processes(hadoop)[0]
+    # The container's Java process is the parent of the task.
+    parent = int(Path(f"/proc/{process_id}/stat").read_text().rpartition(")")[2].split()[1])
+    os.kill(parent, signal.SIGKILL)
+    os.kill(process_id, signal.SIGKILL)
+    assert "YARN tries it again" in driver.wait_for_the_end()
     assert digests(dataset) == expected
 
 
@@ -192,6 +196,9 @@ def test_a_datanode_killed_in_mid_ingest_changes_nothing(source, expected, small
     driver = Driver(source, dataset, "local", **exports)
     driver.wait_for_the_middle()
     os.kill(pids_in(directory, "datanode")[0], signal.SIGKILL)
+    # What is still to be written is written without it, and what it held is read from the other.
+    assert len(list((directory / "data").glob("datanode-1/**/blk_*"))) > 0
+    assert driver.process.poll() is None
     driver.wait_for_the_end()
     assert digests(dataset) == expected
 

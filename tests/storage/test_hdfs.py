@@ -172,6 +172,15 @@ def test_the_user_is_that_of_the_environment(hadoop, folder, monkeypatch):
     assert storage.read_bytes(f"{hadoop.hdfs}{folder}/file") == b"content"
 
 
+def test_a_directory_that_is_there_but_takes_no_files_is_found_out_before_the_work(hadoop, folder, monkeypatch):
+    uri = f"{hadoop.hdfs}{folder}"
+    storage.check_writable(uri)
+    assert storage.list_files(uri) == ["file"]
+    monkeypatch.setenv("HADOOP_USER_NAME", "mallory")
+    with pytest.raises(UsageError, match=rf"^{uri} can't be written: Permission denied.*Choose another place\.$"):
+        storage.check_writable(uri)
+
+
 def test_a_folder_that_may_not_be_read_is_not_taken_for_an_absent_one(hadoop, folder, monkeypatch):
     uri = f"{hadoop.hdfs}{folder}"
     fs, path = storage.filesystem(uri)

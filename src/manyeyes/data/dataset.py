@@ -207,11 +207,17 @@ class ShardReader:
         with _idle_lock:
             others = [_idle.pop(self._idle_key, None)]
             _idle[self._idle_key] = self
-            if len(_idle) > _MAX_IDLE:
+            while len(_idle) > _MAX_IDLE or (len(_idle) > 1 and _held_bytes() > _MAX_IDLE_BYTES):
                 others.append(_idle.popitem(last=False)[1])
         for other in others:
             if other is not None:
                 other.close()
+
+    @property
+    def row_group_bytes(self) -> int:
+        """The size of the largest row group, in bytes."""
+        metadata = self._file.metadata
+        return max((metadata.row_group(i).total_byte_size for i in range(metadata.num_row_groups)), default=0)
 
     def close(self) -> None:
         """Close the file; arrays that were read stay valid."""
@@ -251,5 +257,11 @@ class ShardReader:
 # Shards on remote file systems that stay open, the longest unused first: opening one takes requests of its own, and row
 # groups of one shard are read one after the other.
 _MAX_IDLE = 16
+# Each holds the bytes of the row group that was read last.
+_MAX_IDLE_BYTES = 64 << 20
 _idle: OrderedDict[tuple[int, str, str], ShardReader] = OrderedDict()
 _idle_lock = threading.Lock()
+
+
+def _held_bytes() -> int:
+    return sum(reader.row_group_bytes for reader in _idle.values())

@@ -220,9 +220,7 @@ def make_directory(uri: str | os.PathLike[str]) -> None:
 
 
 def check_writable(directory: str | os.PathLike[str]) -> None:
-    """Find out, before work that takes long, whether files can lie in `directory`; on HDFS it is made.
-
-    A directory on HDFS that exists may still turn out not to take files.
+    """Find out, before work that takes long, whether files can lie in `directory`; on HDFS it is made, and tried.
 
     Raises:
         UsageError: they can't.
@@ -230,6 +228,11 @@ def check_writable(directory: str | os.PathLike[str]) -> None:
     if not is_local(directory):
         try:
             make_directory(directory)
+            if os.fspath(directory).startswith(("hdfs://", "viewfs://")):
+                # To make a directory that exists asks for no rights.
+                probe = join(directory, f"{ASIDE_MARK}probe-{uuid.uuid4().hex[:12]}")
+                write_bytes(probe, b"")
+                remove(probe)
         except OSError as error:
             reason = (error.strerror or str(error)).rstrip(".")
             raise UsageError(f"{os.fspath(directory)} can't be written: {reason}. Choose another place.") from None
