@@ -167,6 +167,34 @@ def test_without_java_it_is_said_how_to_get_one(tmp_path):
 def test_a_wrong_master_is_said_within_seconds():
     with pytest.raises(EngineError, match=r"No Spark master answers at spark://127.0.0.1:9 .*refused"):
         create_engine("spark", 1, {"master": "spark://127.0.0.1:9"}).map(abs, [1])
+    with pytest.raises(UsageError, match=r"master is spark://127.0.0.1; expected spark://HOST:PORT"):
+        create_engine("spark", 1, {"master": "spark://127.0.0.1"}).map(abs, [1])
+
+
+JAVA_THAT_DIES = """
+import os, signal
+from pyspark import SparkContext
+from manyeyes.engines import testing
+from manyeyes.engines.registry import create_engine
+from manyeyes.errors import EngineError
+
+engine = create_engine("spark", 2, {"master": "local[2]"})
+
+def kill_java(index, result):
+    os.kill(SparkContext._gateway.proc.pid, signal.SIGKILL)
+
+try:
+    engine.map(testing.sleep_and_return, [0.0, *[30.0] * 9], on_result=kill_java)
+except EngineError as error:
+    print(error)
+print(engine.map(abs, [-5]))
+"""
+
+
+def test_a_session_whose_java_dies_fails_its_job_and_the_next_job_gets_another():
+    done = subprocess.run([sys.executable, "-c", JAVA_THAT_DIES], capture_output=True, text=True, timeout=120)
+    said = "The Spark session ended while the job ran. Run it again; what was done stays done."
+    assert done.stdout.splitlines() == [said, "[5]"], done.stderr
 
 
 def test_other_pythons_on_the_executors_are_named():

@@ -19,8 +19,8 @@ from typing import TYPE_CHECKING, Any
 from manyeyes.config import from_dict
 from manyeyes.engines.base import MAX_ATTEMPTS, GangContext, Item, Result, describe_failure, with_environment
 from manyeyes.engines.failures import Failure, pickle_value
-from manyeyes.engines.spark_errors import cause_of_death, is_death, job_error, message_of
-from manyeyes.engines.spark_session import SparkSettings, attempts_of_spark, connect, is_local, num_slots
+from manyeyes.engines.spark_errors import cause_of_death, is_death, job_error, message_of, session_ended
+from manyeyes.engines.spark_session import SparkSettings, attempts_of_spark, connect, is_alive, is_local, num_slots
 from manyeyes.engines.spark_tasks import Work, failed_rank, run_rank, run_task
 from manyeyes.errors import TaskError, UsageError
 
@@ -62,8 +62,8 @@ class SparkEngine:
 
     @property
     def context(self) -> SparkContext:
-        """The SparkContext, made on first use. One that was stopped meanwhile is replaced."""
-        if self._context is None or self._context._jsc is None:  # type: ignore[attr-defined]
+        """The SparkContext, made on first use. One that was stopped or died meanwhile is replaced."""
+        if self._context is None or not is_alive(self._context):
             self._context = connect(self.settings, self._num_workers)
         return self._context
 
@@ -284,7 +284,10 @@ class _Slots:
     def _count(self) -> None:
         if time.monotonic() < self._counted_at + _COUNT_SECONDS:
             return
-        now, self._counted_at = num_slots(self._context), time.monotonic()
+        try:
+            now, self._counted_at = num_slots(self._context), time.monotonic()
+        except Exception as error:
+            raise session_ended() from error
         if now < self._num_slots:
             _log.info(
                 "Spark lost executors: %d of %d slots are left. Their tasks are tried again.", now, self._num_slots

@@ -7,6 +7,9 @@ import re
 
 from manyeyes.errors import EngineError
 
+# What is said when the session was stopped, or when its Java died.
+_SESSION_ENDED = r"SparkContext (was shut|has been shut)|Py4JNetworkError|Answer from Java side is empty"
+
 
 def is_death(message: str) -> bool:
     """Whether a task ended because its Python or its executor did."""
@@ -36,11 +39,16 @@ def job_error(error: Exception) -> EngineError:
     program = re.search(r'Cannot run program "([^"]+)"', message)
     if program:
         return EngineError(f"The executors have no {program[1]}. Name their Python by the setting python.")
-    if re.search("SparkContext (was shut|has been shut)|Py4JNetworkError", message):
-        return EngineError("The Spark session ended while the job ran. Run it again; what was done stays done.")
+    if isinstance(error, ConnectionError) or re.search(_SESSION_ENDED, message):
+        return session_ended()
     lines = [line for line in message.splitlines() if line.strip() and not line.startswith("\tat ")]
     cause = next((line for line in reversed(lines) if re.match(r"\w[\w.]*(Error|Exception)\b", line)), "")
     return EngineError(f"Spark gave the job up: {lines[0] if lines else error!r} {cause}".rstrip())
+
+
+def session_ended() -> EngineError:
+    """What a job that lost its session means to the user."""
+    return EngineError("The Spark session ended while the job ran. Run it again; what was done stays done.")
 
 
 def message_of(error: Exception) -> str:

@@ -20,14 +20,14 @@ from typing import IO, TYPE_CHECKING, Any
 
 from manyeyes.engines.base import MAX_ATTEMPTS, THREADS_VARIABLE
 from manyeyes.engines.environment import node_python, pack_environment
-from manyeyes.errors import EngineError, MissingExtraError, UsageError
+from manyeyes.errors import EngineError, ManyeyesError, MissingExtraError, UsageError
 
 if TYPE_CHECKING:
     from pyspark import SparkConf, SparkContext
 
 # The folder of a shipped environment in an executor's working directory.
 SHIPPED_ENVIRONMENT = "manyeyes-environment"
-_LOOPBACK = re.compile(r"(local\b|spark://(127\.[\d.]+|localhost)[:/,]?)")
+_LOOPBACK = re.compile(r"local\b|spark://(127\.[\d.]+|localhost)(:|$)")
 # The session that this module made last, and from what. One that it did not make is never stopped.
 _made: tuple[SparkContext, SparkSettings, int | None] | None = None
 _log = logging.getLogger("manyeyes.engines")
@@ -85,6 +85,7 @@ def connect(settings: SparkSettings, num_workers: int | None) -> SparkContext:
 
     Raises:
         MissingExtraError: pyspark is not installed.
+        UsageError: the address of a master has no port, or an environment can't be shipped to the running session.
         EngineError: there is no Java, or no master answers.
     """
     try:
@@ -93,6 +94,12 @@ def connect(settings: SparkSettings, num_workers: int | None) -> SparkContext:
         raise MissingExtraError("The Spark engine", "spark") from None
     global _made
     running = SparkContext._active_spark_context
+    if running is not None and not is_alive(running):
+        # Java was killed, mostly for its memory; what Python still holds of it would fail at every use.
+        with contextlib.suppress(Exception):
+            running.stop()
+        running._jsc = SparkContext._active_spark_context = running = None  # type: ignore[attr-defined]
+        _end_java()
     if running is not None and (_made is None or running is not _made[0]):
         return _adopt(running, settings)
     if running is not None and _made is not None:
@@ -103,7 +110,12 @@ def connect(settings: SparkSettings, num_workers: int | None) -> SparkContext:
         try:
             context = _create(settings, num_workers, log if settings.quiet else None)
         except Exception as error:
+            if isinstance(error, ManyeyesError):
+                raise
             raise EngineError(_explain_start(error, log)) from error
+        finally:
+            if SparkContext._active_spark_context is None:
+                _end_java()
     _made = (context, settings, num_workers)
     where = f", {context.uiWebUrl}" if context.uiWebUrl else ""
     _log.info("Spark application %s on %s%s", context.applicationId, context.master, where)
@@ -112,15 +124,27 @@ def connect(settings: SparkSettings, num_workers: int | None) -> SparkContext:
 
 def stop(context: SparkContext) -> None:
     """Stop a session and its Java: a new one in the same Java would find the settings of the old one."""
+    context.stop()
+    _end_java()
+
+
+def is_alive(context: SparkContext) -> bool:
+    """Whether the session was not stopped, and its Java still runs."""
+    process = getattr(context._gateway, "proc", None)  # None where Java belongs to spark-submit
+    return context._jsc is not None and (process is None or process.poll() is None)  # type: ignore[attr-defined]
+
+
+def _end_java() -> None:
+    """End Java, if Python started it."""
     from pyspark import SparkContext
 
     gateway = SparkContext._gateway
-    context.stop()
     process = getattr(gateway, "proc", None)
     if gateway is None or process is None:
-        return  # Java belongs to spark-submit
+        return
     SparkContext._gateway = SparkContext._jvm = None
-    gateway.shutdown()
+    with contextlib.suppress(Exception):  # it may be dead
+        gateway.shutdown()
     process.stdin.close()
     try:
         process.wait(timeout=30)
@@ -275,17 +299,17 @@ def _check_master(master: str) -> None:
     problems = []
     for address in master.removeprefix("spark://").split(","):
         host, _, port = address.rpartition(":")
+        if not host or not port.isdigit():
+            raise UsageError(f"The setting master is {master}; expected spark://HOST:PORT.")
         try:
             with socket.create_connection((host, int(port)), timeout=5):
                 return
-        except (OSError, ValueError) as error:
+        except (OSError, OverflowError) as error:
             problems.append(f"{address}: {error}")
     raise EngineError(f"No Spark master answers at {master} ({'; '.join(problems)}). Check the setting master.")
 
 
 def _explain_start(error: Exception, log: IO[bytes]) -> str:
-    if isinstance(error, EngineError):
-        return str(error)
     log.seek(0)
     text = log.read().decode(errors="replace")
     if "UnsupportedClassVersionError" in text:
