@@ -23,6 +23,8 @@ import pytest
 
 from manyeyes import storage
 from manyeyes.engines.base import THREADS_VARIABLE, Engine
+from manyeyes.engines.hadoop.installation import find_installation
+from manyeyes.engines.hadoop.job import JobFolder
 from manyeyes.engines.registry import create_engine
 from manyeyes.engines.testing import (
     EngineContract,
@@ -134,9 +136,65 @@ def test_a_job_ends_right_when_a_container_is_killed_in_the_middle(engine, clust
 
 
 def test_a_task_whose_containers_always_end_is_named(engine):
-    commands = [["true"], ["true"], KILL_MAPPER, ["true"]]
-    with pytest.raises(TaskError, match=r"Task 2 \(run\) ended its worker 3 times \(last: its container was ended"):
-        engine.map(subprocess.run, commands)
+    # What was done before it in the same container was begun as often.
+    commands = [["true"], ["true"], ["true"], KILL_MAPPER]
+    with pytest.raises(TaskError, match=r"Task 3 \(run\) ended its worker 3 times \(last: its container was ended"):
+        engine.map_reduce(subprocess.run, operator.is_, commands)
+
+
+def test_a_job_that_people_end_blames_no_task(engine, tmp_path):
+    def end_job() -> None:
+        wait_until((tmp_path / "failed").exists, 90)
+        time.sleep(2)  # until the failure is known to the driver
+        subprocess.run([*find_installation().kill, running_jobs()[0].replace("application", "job")], check=True)
+
+    thread = threading.Thread(target=end_job)
+    thread.start()
+    commands = [["mkdir", str(tmp_path / "failed"), str(tmp_path)], ["sleep", "300"]]
+    with pytest.raises(EngineError, match=r"Hadoop ended job_\d+_\d+: .*[Kk]ill") as caught:
+        engine.map(subprocess.check_call, commands)
+    assert not isinstance(caught.value, TaskError)
+    thread.join()
+
+
+def test_only_the_user_can_read_what_goes_through_the_folder_of_a_job(cluster):
+    work_dir = f"{cluster.hdfs}/tmp/test-{time.monotonic_ns()}"
+    folder = JobFolder.new(work_dir, is_own=True)
+    files, path = storage.filesystem(folder.uri)
+    assert files.client.get_file_info(path).permission == 0o700
+    files.client.set_owner(path.rpartition("/")[0], "mallory")
+    with pytest.raises(UsageError, match=rf"{work_dir} is mallory's and not .*'s\. Name another folder"):
+        JobFolder.new(work_dir, is_own=True)
+    assert len(files.ls(path.rpartition("/")[0])) == 1
+    storage.remove(work_dir, recursive=True)
+
+
+def test_a_client_that_does_not_end_by_itself_is_ended_with_its_driver():
+    command = [sys.executable, "-m", "manyeyes.engines.hadoop.supervisor"]
+    supervisor = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    client = ["sh", "-c", "echo Running job: job_1_2; exec sleep 600"]
+    for message in ({"folder": "memory://none", "kill": ["true"]}, {"command": client}):
+        supervisor.stdin.write(json.dumps(message) + "\n")
+        supervisor.stdin.flush()
+    assert supervisor.stdout.readline() == "Running job: job_1_2\n"
+    supervisor.communicate(timeout=30)
+    assert supervisor.returncode == 0
+
+
+def test_a_python_that_the_nodes_lack_is_named(engine):
+    settings = {"python": "/nowhere/python"}
+    with pytest.raises(
+        EngineError, match=r"The nodes have no /nowhere/python\. Name their Python by the setting python"
+    ):
+        create_engine("hadoop", 1, settings).map(abs, [-1])
+
+
+def test_a_work_dir_that_the_tasks_can_not_reach_is_refused(cluster, tmp_path):
+    with pytest.raises(UsageError, match=r"work_dir is .*; expected a folder on HDFS"):
+        create_engine("hadoop", 1, {"work_dir": str(tmp_path)}).map(abs, [-1])
+    work_dir = f"{cluster.hdfs}/tmp/with a blank {time.monotonic_ns()}"
+    assert create_engine("hadoop", 1, {"work_dir": work_dir}).map(abs, [-1]) == [1]
+    storage.remove(work_dir, recursive=True)
 
 
 def test_nothing_but_the_folder_of_the_job_is_on_a_command_line(engine):
@@ -262,8 +320,6 @@ def test_an_unknown_setting_is_refused():
 
 def running_jobs() -> list[Any]:
     """The applications that YARN runs."""
-    from manyeyes.engines.hadoop.installation import find_installation
-
     address = find_installation().properties["yarn.resourcemanager.webapp.address"]
     with urllib.request.urlopen(f"http://{address}/ws/v1/cluster/apps?states=ACCEPTED,RUNNING") as answer:
         return [app["id"] for app in ((json.load(answer)["apps"] or {}).get("app") or [])]

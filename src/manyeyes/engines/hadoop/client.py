@@ -16,8 +16,9 @@ from collections.abc import Mapping, Sequence
 _URL = re.compile(r"The url to track the job: (\S+)")
 _JOB = re.compile(r"Running job: (job_\S+)")
 _FAILED_ATTEMPT = re.compile(r"Task Id : (attempt_\S+), Status : (FAILED|KILLED)")
-_REASON = re.compile(r"Job job_\S+ failed with state \w+ due to: (.*?)\.?\s*$")
+_REASON = re.compile(r"Job job_\S+ failed with state (\w+) due to: (.*?)\.?\s*$")
 _ERROR = re.compile(r"\b(?:[\w.]*Exception|ERROR|Error)\b.*?: (.*)")
+_NO_PROGRAM = re.compile(r'Cannot run program "([^"]+)"')
 _COUNTER = re.compile(r"^\s+([^=]+)=(\d+)$")
 
 
@@ -28,14 +29,18 @@ class Client:
         exit_code: of Hadoop's client; None until it ended.
         job_id: None until the job is submitted.
         counters: the job's, by name, when it ended.
+        state: FAILED or KILLED, where the job ended so.
         reason: why the job failed, in Hadoop's words; empty if it said none.
+        missing_program: what a node could not start, if there was such.
     """
 
     def __init__(self, folder: str, kill: Sequence[str], environment: Mapping[str, str]) -> None:
         self.exit_code: int | None = None
         self.job_id: str | None = None
         self.counters: dict[str, int] = {}
+        self.state: str | None = None
         self.reason = ""
+        self.missing_program: str | None = None
         self._url = ""
         self._messages: queue.SimpleQueue[str] = queue.SimpleQueue()
         self._ended = threading.Event()
@@ -90,7 +95,11 @@ class Client:
         self._ended.set()
 
     def _hear(self, line: str) -> None:
-        if (found := _REASON.search(line)) or ((found := _ERROR.search(line)) and not self.reason):
+        if missing := _NO_PROGRAM.search(line):
+            self.missing_program = missing[1]
+        if found := _REASON.search(line):
+            self.state, self.reason = found[1], found[2]
+        elif (found := _ERROR.search(line)) and not self.reason:
             self.reason = found[1]
         elif found := _COUNTER.search(line):
             self.counters[found[1]] = int(found[2])

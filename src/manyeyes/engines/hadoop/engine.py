@@ -139,7 +139,7 @@ class HadoopEngine:
             _pickle_function(reduce_fn, self._settings.pass_environment) if reduce_fn is not None else None,
             self._settings.num_threads,
         )
-        folder = JobFolder.new(self._work_dir)
+        folder = JobFolder.new(self._work_dir, is_own=self._settings.work_dir is None)
         with contextlib.closing(Client(folder.uri, self._installation.kill, self._installation.environment)) as client:
             folder.write_work(work)
             num_tasks = folder.write_items(itertools.chain([first], pickled))
@@ -198,11 +198,12 @@ class HadoopEngine:
         command += ["-input", folder.index, "-output", folder.output]
         command += ["-inputformat", "org.apache.hadoop.mapred.lib.NLineInputFormat"]
         command += ["-outputformat", "org.apache.hadoop.mapred.lib.NullOutputFormat"]
-        command += ["-mapper", f"{task} map {folder.uri}"]
+        uri = shlex.quote(folder.uri)
+        command += ["-mapper", f"{task} map {uri}"]
         if settings.ship_env:
             command += ["-cmdenv", f"PYTHONPATH={_SHIPPED}"]
         if with_reducer:
-            command += ["-reducer", f"{task} reduce {folder.uri}"]
+            command += ["-reducer", f"{task} reduce {uri}"]
         return command
 
 
@@ -232,6 +233,7 @@ class _Ledger:
             for index in record.indexes:
                 if index not in self.finished:
                     self.finished.add(index)
+                    self._last.pop(index, None)
                     yield index, record.outcome
             return
         if isinstance(record.outcome, Failure):
@@ -245,21 +247,26 @@ class _Ledger:
     def why_it_failed(self, client: Client, folder: JobFolder) -> EngineError:
         """The error of a job that ended too early: the first task that failed, or what Hadoop says."""
         # A container that is ended from outside takes its records with it, but from its second attempt on tasks left
-        # marks.
+        # marks. It ended in the last one: those before may have finished, and only their results were lost.
         begun = {index: count for index, count in folder.begun().items() if index not in self.finished}
         unrecorded = [index for index, count in begun.items() if count >= MAX_ATTEMPTS - 1]
+        was_killed = client.state == "KILLED"
         name = describe_failure(self._fn)
         where = f"See: yarn logs -applicationId {(client.job_id or 'job_ID').replace('job', 'application')}"
-        if self._last:
+        if self._last and not was_killed:
             return self._error(min(self._last))
-        if unrecorded:
+        if unrecorded and not was_killed:
             cause = "its container was ended, mostly for using too much memory: set map_memory_mb"
             return TaskError(
-                f"Task {min(unrecorded)} ({name}) ended its worker {MAX_ATTEMPTS} times (last: {cause}). {where}"
+                f"Task {max(unrecorded)} ({name}) ended its worker {MAX_ATTEMPTS} times (last: {cause}). {where}"
             )
         if client.job_id is None:
             return EngineError(f"Hadoop took no job: {client.reason or f'its client ended with {client.exit_code}'}.")
-        hint = "" if folder.names("records") else "If the nodes' Python lacks Manyeyes, add --ship-env. "
+        if client.missing_program is not None:
+            return EngineError(
+                f"The nodes have no {client.missing_program}. Name their Python by the setting python. {where}"
+            )
+        hint = "" if was_killed or folder.names("records") else "If the nodes' Python lacks Manyeyes, add --ship-env. "
         return EngineError(f"Hadoop ended {client.job_id}: {client.reason or 'it said no reason'}. {hint}{where}")
 
     def _error(self, index: int) -> TaskError:
@@ -293,6 +300,8 @@ def _follow(client: Client, folder: JobFolder, ledger: _Ledger) -> Iterator[tupl
         # Listing a folder of many files takes its time: a tenth of the driver's is enough for it.
         pause = 10 * (time.monotonic() - started)
         client.wait(min(max(pause, _MIN_POLL_SECONDS), _MAX_POLL_SECONDS))
+    if client.job_id is None:
+        return
     counters = client.counters
     _log.info(
         f"Hadoop ended {client.job_id}: {counters.get('Launched map tasks', 0)} map containers, "

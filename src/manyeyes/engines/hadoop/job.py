@@ -9,7 +9,8 @@
       begun/         tasks that attempts after the first began: INDEX-ATTEMPT
       reduced        of a map_reduce: the result
 
-All are pickles that live no longer than their job.
+All are pickles that live no longer than their job. Only the user may read them, as functions and items may hold
+credentials, and only the user may write them, as who writes a pickle runs code where it is read.
 """
 
 from __future__ import annotations
@@ -23,6 +24,8 @@ from dataclasses import dataclass
 
 from manyeyes import storage
 from manyeyes.engines.failures import Failure
+from manyeyes.errors import UsageError
+from manyeyes.storage.hdfs import HdfsFiles
 
 # Small items that stand side by side are read at once, up to this.
 _READ_BYTES = 4 << 20
@@ -92,9 +95,30 @@ class JobFolder:
         self.uri = uri
 
     @classmethod
-    def new(cls, work_dir: str) -> JobFolder:
-        """Name a new folder; it is made when the first file is written."""
-        return cls(storage.join(work_dir, f"job-{uuid.uuid4().hex}"))
+    def new(cls, work_dir: str, is_own: bool = False) -> JobFolder:
+        """Make a new folder, which only this user can read where the file system knows users.
+
+        Args:
+            work_dir: where the folder is made.
+            is_own: whether nobody but the user is meant to have made the `work_dir`.
+
+        Raises:
+            UsageError: the `work_dir` is not where tasks reach it, or is somebody else's.
+        """
+        if storage.is_local(work_dir):
+            raise UsageError(f"The setting work_dir is {work_dir}; expected a folder on HDFS: hdfs://NAMENODE/FOLDER.")
+        folder = cls(storage.join(work_dir, f"job-{uuid.uuid4().hex}"))
+        storage.make_directory(folder.uri)
+        files, path = storage.filesystem(folder.uri)
+        if isinstance(files, HdfsFiles):
+            owner, other = (files.client.get_file_info(p).owner for p in (path, path.rpartition("/")[0]))
+            if is_own and owner != other:
+                storage.remove(folder.uri, recursive=True)
+                raise UsageError(
+                    f"{work_dir} is {other}'s and not {owner}'s. Name another folder by the setting work_dir."
+                )
+            files.client.set_permission(path, 0o700)
+        return folder
 
     @property
     def index(self) -> str:

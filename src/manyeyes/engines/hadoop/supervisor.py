@@ -22,6 +22,8 @@ import time
 _SUBMIT_SECONDS = 60.0
 # How long Hadoop may take to end a job.
 _KILL_SECONDS = 60.0
+# How long the client may take to end when it is asked to.
+_CLIENT_SECONDS = 10.0
 # The client says the id in one of these forms, as soon as the job may run.
 _JOB_ID = re.compile(r"(?:Submitted application application|Running job: job)_(\d+_\d+)")
 _ENDED = re.compile(r"Job job_\S+ (?:completed successfully|failed with state)")
@@ -60,14 +62,17 @@ class _Client:
                     command, stdin=subprocess.DEVNULL, capture_output=True, check=False, timeout=_KILL_SECONDS
                 )
         self.process.terminate()
-        self.process.wait()
+        try:
+            self.process.wait(_CLIENT_SECONDS)
+        except subprocess.TimeoutExpired:
+            self.process.kill()
 
 
 def main() -> None:
     """Run the client that the driver asks for, until the driver is gone."""
-    # The driver alone decides when the job ends.
+    # The driver alone decides when the job ends. Not SIG_IGN, which the client would inherit, and could not be ended.
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-        signal.signal(number, signal.SIG_IGN)
+        signal.signal(number, lambda *_: None)
     settings = json.loads(sys.stdin.readline() or "{}")
     if not settings:
         return

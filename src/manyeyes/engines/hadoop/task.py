@@ -110,6 +110,7 @@ class _Mapper:
         self._num_published = 0
         self._started = self._published_records = self._published_partial = time.monotonic()
         self._failed = False
+        self._num_finished = 0
         self.partials: list[str] = []
 
     def run(self, entries: Sequence[Entry]) -> bool:
@@ -127,7 +128,7 @@ class _Mapper:
             self._publish_records()
         finally:
             self._runner.stop()
-        _report(f"counter:Manyeyes,Tasks finished,{len(pending)}")
+        _report(f"counter:Manyeyes,Tasks finished,{self._num_finished}")
         return not self._failed
 
     def _finished_before(self) -> set[int]:
@@ -159,6 +160,7 @@ class _Mapper:
 
     def _take(self, index: int, outcome: bytes | Failure | str) -> bool:
         """Keep the outcome of a task; returns whether it ends the job."""
+        self._num_finished += isinstance(outcome, bytes)
         if isinstance(outcome, bytes) and self._work.reduce_fn is not None:
             self._results.append(outcome)
             self._reduced_indexes.append(index)
