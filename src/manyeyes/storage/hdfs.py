@@ -10,6 +10,9 @@ import io
 import os
 import posixpath
 import re
+import shutil
+import tempfile
+import time
 import uuid
 from collections.abc import Iterable, Iterator
 from typing import IO, TYPE_CHECKING, Any
@@ -35,6 +38,12 @@ if TYPE_CHECKING:
 # again. (hdfs-native would wait for three minutes.) Hadoop's settings go before these.
 _ATTEMPTS_KEY, _ATTEMPTS = "dfs.client.failover.max.attempts", 8
 _LONGEST_SLEEP_KEY, _LONGEST_SLEEP_MS = "dfs.client.failover.sleep.max.millis", 5000
+
+# How long a file is sent again when DataNodes fail, and the pauses between, in seconds.
+_SEND_SECONDS = 60.0
+_FIRST_PAUSE_SECONDS, _LAST_PAUSE_SECONDS = 0.5, 8.0
+# A file that is larger waits on the local disk until it is whole.
+_SPOOL_BYTES = 32 << 20
 
 # Java's exceptions, by the ends of their names; what is not here may be mended by another attempt.
 _ERRNO_OF_EXCEPTION = {
@@ -239,12 +248,30 @@ class HdfsFiles(AbstractFileSystem, RemoteFiles):
 
     @contextlib.contextmanager
     def publish(self, path: str) -> Iterator[IO[bytes]]:
-        """See RemoteFiles.publish: write aside, then rename over what is there, which is one NameNode operation."""
+        """See RemoteFiles.publish: kept here until it is whole, as it may have to be sent more than once."""
+        with tempfile.SpooledTemporaryFile(_SPOOL_BYTES) as spool:
+            yield spool
+            deadline, pause = time.monotonic() + _SEND_SECONDS, _FIRST_PAUSE_SECONDS
+            while True:
+                spool.seek(0)
+                try:
+                    return self._send(spool, path)
+                except OSError as error:
+                    # hdfs-native gives a file up when a DataNode died under it, and the NameNode names that DataNode
+                    # again until it has missed its heartbeats.
+                    may_pass = isinstance(error, ConnectionError) or error.errno in (errno.EIO, errno.EBUSY)
+                    if not may_pass or time.monotonic() + pause > deadline:
+                        raise
+                time.sleep(pause)
+                pause = min(2 * pause, _LAST_PAUSE_SECONDS)
+
+    def _send(self, content: IO[bytes], path: str) -> None:
+        """Write aside, then rename over what is there, which is one NameNode operation."""
         parent, name = posixpath.split(self._strip_protocol(path))
         aside = posixpath.join(parent, f"{ASIDE_MARK}{uuid.uuid4().hex[:12]}-{name}")
         try:
             with self._open(aside, "wb") as file:
-                yield file
+                shutil.copyfileobj(content, file, BUFFER_BYTES)
             try:
                 self.mv(aside, path)
             except FileNotFoundError:
