@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import fnmatch
+import functools
 import os
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol, TypeVar, runtime_checkable
 
@@ -71,6 +73,29 @@ class Engine(Protocol):
             UsageError: the engine can't run that many workers at once.
         """
         ...
+
+
+def collect(
+    outcomes: Generator[tuple[int, Result], None, None], on_result: Callable[[int, Result], None] | None
+) -> list[Result]:
+    """Return the results of (index, result) outcomes in the order of their indexes; each is reported as it comes."""
+    results: dict[int, Result] = {}
+    with contextlib.closing(outcomes):
+        for index, result in outcomes:
+            if on_result is not None:
+                on_result(index, result)
+            results[index] = result
+    return [results[index] for index in range(len(results))]
+
+
+def reduce_outcomes(
+    outcomes: Generator[tuple[int, Result], None, None], reduce_fn: Callable[[Result, Result], Result]
+) -> Result | None:
+    """Reduce the results of (index, result) outcomes as they come, so that few are held; None if there are none."""
+    with contextlib.closing(outcomes):
+        for _, first in outcomes:
+            return functools.reduce(reduce_fn, (result for _, result in outcomes), first)
+    return None
 
 
 def available_cores() -> int:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import collections
 import contextlib
-import functools
 import socket
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -17,7 +16,9 @@ from manyeyes.engines.base import (
     Item,
     Result,
     available_cores,
+    collect,
     describe_failure,
+    reduce_outcomes,
     refuse_settings,
 )
 from manyeyes.engines.failures import Failure, pickle_value
@@ -45,22 +46,13 @@ class LocalEngine:
         on_result: Callable[[int, Result], None] | None = None,
     ) -> list[Result]:
         """See Engine.map."""
-        results: dict[int, Result] = {}
-        with contextlib.closing(self._run(fn, items)) as outcomes:
-            for index, result in outcomes:
-                if on_result is not None:
-                    on_result(index, result)
-                results[index] = result
-        return [results[index] for index in range(len(results))]
+        return collect(self._run(fn, items), on_result)
 
     def map_reduce(
         self, map_fn: Callable[[Item], Result], reduce_fn: Callable[[Result, Result], Result], items: Iterable[Item]
     ) -> Result | None:
         """See Engine.map_reduce; results are reduced as they come, so at most one per worker is held."""
-        with contextlib.closing(self._run(map_fn, items)) as outcomes:
-            for _, first in outcomes:
-                return functools.reduce(reduce_fn, (result for _, result in outcomes), first)
-        return None
+        return reduce_outcomes(self._run(map_fn, items), reduce_fn)
 
     def gang(self, fn: Callable[[GangContext], Result], world_size: int) -> list[Result]:
         """See Engine.gang."""

@@ -17,7 +17,16 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from manyeyes.config import from_dict
-from manyeyes.engines.base import MAX_ATTEMPTS, GangContext, Item, Result, describe_failure, with_environment
+from manyeyes.engines.base import (
+    MAX_ATTEMPTS,
+    GangContext,
+    Item,
+    Result,
+    collect,
+    describe_failure,
+    reduce_outcomes,
+    with_environment,
+)
 from manyeyes.engines.failures import Failure, pickle_value
 from manyeyes.engines.spark_errors import cause_of_death, is_death, job_error, message_of, session_ended
 from manyeyes.engines.spark_session import SparkSettings, attempts_of_spark, connect, is_alive, is_local, num_slots
@@ -75,22 +84,13 @@ class SparkEngine:
         on_result: Callable[[int, Result], None] | None = None,
     ) -> list[Result]:
         """See Engine.map."""
-        results: dict[int, Result] = {}
-        with contextlib.closing(self._run(fn, items)) as outcomes:
-            for index, result in outcomes:
-                if on_result is not None:
-                    on_result(index, result)
-                results[index] = result
-        return [results[index] for index in range(len(results))]
+        return collect(self._run(fn, items), on_result)
 
     def map_reduce(
         self, map_fn: Callable[[Item], Result], reduce_fn: Callable[[Result, Result], Result], items: Iterable[Item]
     ) -> Result | None:
         """See Engine.map_reduce; the driver reduces results as they come and holds one per job that runs at most."""
-        with contextlib.closing(self._run(map_fn, items)) as outcomes:
-            for _, first in outcomes:
-                return functools.reduce(reduce_fn, (result for _, result in outcomes), first)
-        return None
+        return reduce_outcomes(self._run(map_fn, items), reduce_fn)
 
     def gang(self, fn: Callable[[GangContext], Result], world_size: int) -> list[Result]:
         """See Engine.gang: a barrier stage. Its ranks are told each other's addresses by the barrier."""

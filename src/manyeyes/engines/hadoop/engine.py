@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from manyeyes import config, storage
-from manyeyes.engines.base import MAX_ATTEMPTS, GangContext, Item, Result, describe_failure, with_environment
+from manyeyes.engines.base import MAX_ATTEMPTS, GangContext, Item, Result, collect, describe_failure, with_environment
 from manyeyes.engines.environment import node_python, pack_environment
 from manyeyes.engines.failures import Failure, pickle_value
 from manyeyes.engines.hadoop.client import Client
@@ -102,21 +102,13 @@ class HadoopEngine:
         on_result: Callable[[int, Result], None] | None = None,
     ) -> list[Result]:
         """See Engine.map; all items are drawn and lie on HDFS before the first task starts."""
-        results: dict[int, Result] = {}
-        with contextlib.closing(self._run(fn, None, items)) as outcomes:
-            for index, content in outcomes:
-                result = pickle.loads(content)
-                if on_result is not None:
-                    on_result(index, result)
-                results[index] = result
-        return [results[index] for index in range(len(results))]
+        return collect(self._run(fn, None, items), on_result)
 
     def map_reduce(
         self, map_fn: Callable[[Item], Result], reduce_fn: Callable[[Result, Result], Result], items: Iterable[Item]
     ) -> Result | None:
         """See Engine.map_reduce; each map reduces its own results, and one reducer those of all maps."""
-        with contextlib.closing(self._run(map_fn, reduce_fn, items)) as outcomes:
-            reduced = [pickle.loads(content) for _, content in outcomes]
+        reduced = collect(self._run(map_fn, reduce_fn, items), None)
         return reduced[0] if reduced else None
 
     def gang(self, fn: Callable[[GangContext], Result], world_size: int) -> list[Result]:
@@ -128,8 +120,8 @@ class HadoopEngine:
 
     def _run(
         self, fn: Callable[..., Any], reduce_fn: Callable[..., Any] | None, items: Iterable[Any]
-    ) -> Generator[tuple[int, bytes], None, None]:
-        """Yield (index, pickled result) as results are published; of a map_reduce, the one result."""
+    ) -> Generator[tuple[int, Any], None, None]:
+        """Yield (index, result) as results are published; of a map_reduce, the one result."""
         pickled = _pickle_items(fn, items)
         first = next(pickled, None)
         if first is None:
@@ -139,6 +131,7 @@ class HadoopEngine:
             _pickle_function(reduce_fn, self._settings.pass_environment) if reduce_fn is not None else None,
             self._settings.num_threads,
         )
+        self._installation.check_resource_manager()
         folder = JobFolder.new(self._work_dir, is_own=self._settings.work_dir is None)
         with contextlib.closing(Client(folder.uri, self._installation.kill, self._installation.environment)) as client:
             folder.write_work(work)
@@ -146,7 +139,8 @@ class HadoopEngine:
             client.submit(self._command(fn, folder, num_tasks, with_reducer=reduce_fn is not None))
             ledger = _Ledger(fn, reduce_fn)
             try:
-                yield from _follow(client, folder, ledger)
+                for index, content in _follow(client, folder, ledger):
+                    yield index, pickle.loads(content)
             except ManyeyesError:
                 # Mostly the job ends by itself in a moment, which is quicker than to end it.
                 client.wait(_ENDING_SECONDS)
@@ -154,7 +148,7 @@ class HadoopEngine:
             if client.exit_code != 0 and (reduce_fn is not None or len(ledger.finished) < num_tasks):
                 raise ledger.why_it_failed(client, folder)
             if reduce_fn is not None:
-                yield 0, folder.read_reduced()
+                yield 0, pickle.loads(folder.read_reduced())
 
     def _ship_environment(self) -> str:
         """Put this environment's packages on HDFS, unless they are there, and return the archive's URI."""
