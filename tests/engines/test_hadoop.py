@@ -8,6 +8,7 @@ import logging
 import operator
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -187,6 +188,18 @@ def test_a_python_that_the_nodes_lack_is_named(engine):
         EngineError, match=r"The nodes have no /nowhere/python\. Name their Python by the setting python"
     ):
         create_engine("hadoop", 1, settings).map(abs, [-1])
+
+
+def test_a_yarn_that_does_not_run_is_said_within_seconds(cluster, tmp_path, monkeypatch):
+    conf = shutil.copytree(cluster.environment["HADOOP_CONF_DIR"], tmp_path / "conf")
+    yarn_site = conf / "yarn-site.xml"
+    name = "<name>yarn.resourcemanager.address</name><value>"
+    yarn_site.write_text(re.sub(rf"{name}[^<]*", f"{name}127.0.0.1:9", yarn_site.read_text()))
+    monkeypatch.setenv("HADOOP_CONF_DIR", str(conf))
+    with pytest.raises(
+        EngineError, match=r"No ResourceManager of YARN answers \(127\.0\.0\.1:9: .*Check that YARN runs"
+    ):
+        create_engine("hadoop", 1).map(abs, [-1])
 
 
 def test_a_work_dir_that_the_tasks_can_not_reach_is_refused(cluster, tmp_path):

@@ -6,13 +6,14 @@ import getpass
 import json
 import os
 import shutil
+import socket
 import urllib.request
 import xml.etree.ElementTree
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from manyeyes.errors import UsageError
+from manyeyes.errors import EngineError, UsageError
 
 # Under HADOOP_HOME, and where distributions that split Hadoop into packages put it.
 _STREAMING_JARS = (
@@ -68,7 +69,7 @@ class Installation:
             num_cores: of one map task.
         """
         size = memory_mb or int(self.properties.get("mapreduce.map.memory.mb", _DEFAULT_MEMORY_MB))
-        for address in self._resource_manager_addresses():
+        for address in self._resource_manager_addresses("webapp.address", 8088):
             opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
             try:
                 with opener.open(f"http://{address}/ws/v1/cluster/metrics", timeout=5) as answer:
@@ -79,12 +80,33 @@ class Installation:
             return int(max(1, min(of_memory, metrics["totalVirtualCores"] // num_cores - 1)))
         return _GUESSED_NUM_WORKERS
 
-    def _resource_manager_addresses(self) -> list[str]:
+    def check_resource_manager(self) -> None:
+        """Find out in seconds that no ResourceManager listens; Hadoop's client would try for a quarter of an hour.
+
+        Raises:
+            EngineError: none of those that the settings name takes a connection.
+        """
+        problems = []
+        for address in self._resource_manager_addresses("address", 8032):
+            host, _, port = address.rpartition(":")
+            try:
+                with socket.create_connection((host, int(port)), timeout=5):
+                    return
+            except (OSError, ValueError) as error:
+                problems.append(f"{address}: {error}")
+        if problems:
+            raise EngineError(
+                f"No ResourceManager of YARN answers ({'; '.join(problems)}). Check that YARN runs, and the "
+                f"yarn-site.xml in {self.environment['HADOOP_CONF_DIR']}."
+            )
+
+    def _resource_manager_addresses(self, kind: str, port: int) -> list[str]:
+        """The addresses of one kind of all ResourceManagers, as far as the settings name them."""
         identities = self.properties.get("yarn.resourcemanager.ha.rm-ids", "")
         addresses = []
         for suffix in [f".{name.strip()}" for name in identities.split(",") if name.strip()] or [""]:
             host = self.properties.get(f"yarn.resourcemanager.hostname{suffix}")
-            address = self.properties.get(f"yarn.resourcemanager.webapp.address{suffix}") or (host and f"{host}:8088")
+            address = self.properties.get(f"yarn.resourcemanager.{kind}{suffix}") or (host and f"{host}:{port}")
             if address and "$" not in address:
                 addresses.append(address)
         return addresses
