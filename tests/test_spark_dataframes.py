@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import shutil
 import sys
 from pathlib import Path
 
@@ -115,6 +116,10 @@ def test_an_interrupted_ingest_goes_on_without_staging_again(frame, tmp_path):
     with pytest.raises(InterruptedIngestError):
         ingest_dataframe(frame, dataset, settings=SETTINGS, on_progress=interrupt)
     staged = {path: path.stat().st_mtime_ns for path in Path(f"{dataset}.staged").iterdir()}
+    # A copy to interrupt in the same way, and to go on from with other rows.
+    shutil.copytree(f"{dataset}.staged", tmp_path / "other.staged")
+    fewer = frame.where("label != 'red'")
+    assert ingest_dataframe(fewer, str(tmp_path / "other"), settings=SETTINGS).num_written == 60
     seen = {}
 
     def watch(phase: str, done: int, total: int | None) -> None:

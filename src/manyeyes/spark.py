@@ -24,13 +24,14 @@ from manyeyes.engines.base import Engine
 from manyeyes.engines.registry import create_engine
 from manyeyes.engines.spark_tasks import settle
 from manyeyes.errors import BundleError, ImageError, MissingExtraError, Reason, UsageError
+from manyeyes.recognition.batch import SCHEMA
 from manyeyes.recognition.bundle import BackendName, Bundle
 from manyeyes.recognition.predictor import Prediction, Predictor
 
 if TYPE_CHECKING:
     from pyspark.sql import DataFrame
 
-# What predict_dataframe adds to each row; see recognition.batch.SCHEMA.
+# What predict_dataframe adds to each row: recognition.batch.SCHEMA without the path, as Spark writes it.
 PREDICTION_COLUMNS = (
     "label int, class_name string, probability double, "
     "top_k array<struct<label: int, class_name: string, probability: double>>, reason string, detail string"
@@ -63,7 +64,7 @@ def ingest_dataframe(
     Images are bytes in a column (as Spark's binaryFile reads them), or files that a column of paths names: then no
     image passes through Spark, and the workers read the files. Either is first laid beside the dataset, at
     `<dataset>.staged`, in an order that depends on nothing but the rows; that is removed at the end. Interrupted and
-    called again, it goes on where it stopped, if the frame has the same rows.
+    called again, it goes on where it stopped, if the frame has as many rows with the same paths and labels.
 
     Args:
         frame: one row an image.
@@ -93,11 +94,17 @@ def ingest_dataframe(
     staged = f"{dataset}.staged"
     source = ParquetSource(staged) if image_column else TableSource(storage.join(staged, _TABLE_NAME))
     if settings.overwrite or not storage.exists(storage.join(dataset, MANIFEST_NAME)):
-        identity = {"columns": columns, "image": image_column, "path": path_column, "schema": frame.schema.jsonValue()}
+        identity: dict[str, Any] = {
+            "columns": columns,
+            "image": image_column,
+            "path": path_column,
+            "schema": frame.schema.jsonValue(),
+        }
+        identity |= _count_rows(frame, [name for name in (path_column, *columns.values()) if name is not None])
         if settings.overwrite or not _is_staged(staged, identity):
             storage.remove(staged, recursive=True)
             if image_column is not None:
-                _stage_images(frame, staged, image_column, path_column, columns)
+                _stage_images(frame, identity["num_rows"], staged, image_column, path_column, columns)
             else:
                 assert path_column is not None
                 _stage_paths(frame, storage.join(staged, _TABLE_NAME), path_column, columns)
@@ -203,10 +210,8 @@ def _predictor(bundle_uri: str, fingerprint: str, backend: BackendName | None, n
     return predictor
 
 
-_CANDIDATE = pa.struct([("label", pa.int32()), ("class_name", pa.string()), ("probability", pa.float64())])
-_ARROW_SCHEMA = pa.schema(
-    [*_CANDIDATE, ("top_k", pa.list_(_CANDIDATE)), ("reason", pa.string()), ("detail", pa.string())]
-)
+# The path is a column of the frame, if it has one.
+_ARROW_SCHEMA = pa.schema(field for field in SCHEMA if field.name != "path")
 
 
 def _predict_images(predictor: Predictor, images: pa.Array, top_k: int, batch_size: int) -> list[dict[str, Any]]:
@@ -280,6 +285,15 @@ def _check_arrow(what: str) -> None:
         raise MissingExtraError(what, "spark")
 
 
+def _count_rows(frame: DataFrame, columns: list[str]) -> dict[str, Any]:
+    """Count the rows, and sum up what is in some columns, whatever the order; Spark reads no image for it."""
+    from pyspark.sql import functions
+
+    hashed = functions.xxhash64(*(functions.col(f"`{name}`") for name in columns)).cast("decimal(20,0)")
+    (row,) = frame.agg(functions.count("*").alias("rows"), functions.sum(hashed).alias("sum")).collect()
+    return {"num_rows": row["rows"], "rows": str(row["sum"])}
+
+
 def _is_staged(staged: str, identity: dict[str, Any]) -> bool:
     uri = storage.join(staged, _STAGED_NAME)
     return storage.exists(uri) and storage.read_json(uri) == identity
@@ -300,7 +314,7 @@ def _stage_paths(frame: DataFrame, uri: str, path_column: str, columns: dict[str
 
 
 def _stage_images(
-    frame: DataFrame, staged: str, image_column: str, path_column: str | None, columns: dict[str, str]
+    frame: DataFrame, num_rows: int, staged: str, image_column: str, path_column: str | None, columns: dict[str, str]
 ) -> None:
     """Write the rows as Parquet files, from the executors. Rows go to parts by a hash, and are sorted there."""
     from pyspark.sql import functions
@@ -317,8 +331,7 @@ def _stage_images(
     keys = [functions.col(name) for name in ("path", *columns)]
     if path_column:
         keys.append(functions.sha2("bytes", 256))
-    # Counted without the images, which Spark does not read for it.
-    num_parts = min(_MAX_PARTS, frame.count() // _PART_ROWS + 1)
+    num_parts = min(_MAX_PARTS, num_rows // _PART_ROWS + 1)
     ordered = rows.repartition(num_parts, "path").sortWithinPartitions(*keys)
     written = ordered.mapInArrow(functools.partial(_write_part, staged), "num_rows long")
     written.agg({"num_rows": "sum"}).collect()
