@@ -125,3 +125,11 @@ def test_a_missing_or_broken_recipe_file_is_one_clear_line(tmp_path):
         config.load_toml(tmp_path / "broken.toml")
     (tmp_path / "good.toml").write_text("model = 'cnn'\n[optimizer]\nname = 'sgd'\n")
     assert config.load_toml(tmp_path / "good.toml") == {"model": "cnn", "optimizer": {"name": "sgd"}}
+
+
+def test_properties_of_java_may_be_written_with_dots_or_as_sections():
+    expected = {"mapreduce.job.priority": "HIGH", "mapreduce.map.speculative": "true", "spark.cores.max": "4"}
+    dotted = {"mapreduce.job.priority": "HIGH", "mapreduce.map.speculative": True, "spark.cores.max": 4}
+    assert config.flatten(dotted) == expected
+    nested = config.override({}, ["mapreduce.job.priority=HIGH", "mapreduce.map.speculative=true", "spark.cores.max=4"])
+    assert config.flatten(nested) == expected

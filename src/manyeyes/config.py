@@ -88,6 +88,17 @@ def from_dict(cls: type[T], values: Mapping[str, Any], where: str = "") -> T:
         raise ConfigError(f"{where or cls.__name__}: {error}") from None
 
 
+def flatten(section: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
+    """Return the properties of Java programs that a section holds: dots and sections mean the same, true is "true"."""
+    flat: dict[str, str] = {}
+    for name, value in section.items():
+        if isinstance(value, Mapping):
+            flat |= flatten(value, f"{prefix}{name}.")
+        else:
+            flat[f"{prefix}{name}"] = str(value).lower() if isinstance(value, bool) else str(value)
+    return flat
+
+
 def to_dict(settings: Any) -> dict[str, Any]:
     """Return a dataclass as plain nested dictionaries and lists, ready for JSON."""
     return dataclasses.asdict(settings)

@@ -13,11 +13,12 @@ import subprocess
 import sys
 import tempfile
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
+from manyeyes.config import flatten
 from manyeyes.engines.base import MAX_ATTEMPTS, THREADS_VARIABLE
 from manyeyes.engines.environment import node_python, pack_environment
 from manyeyes.errors import EngineError, ManyeyesError, MissingExtraError, UsageError
@@ -75,7 +76,7 @@ class SparkSettings:
     @property
     def flat_properties(self) -> dict[str, str]:
         """`properties` as Spark takes them: dots and sections mean the same, true is "true"."""
-        return dict(_flatten(self.properties))
+        return flatten(self.properties)
 
 
 def connect(settings: SparkSettings, num_workers: int | None) -> SparkContext:
@@ -357,11 +358,3 @@ def _environment(settings: SparkSettings) -> Iterator[None]:
                 del os.environ[name]
             else:
                 os.environ[name] = value
-
-
-def _flatten(section: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:
-    for name, value in section.items():
-        if isinstance(value, Mapping):
-            yield from _flatten(value, f"{prefix}{name}.")
-        else:
-            yield f"{prefix}{name}", str(value).lower() if isinstance(value, bool) else str(value)

@@ -70,7 +70,7 @@ class HadoopSettings:
     pass_environment: tuple[str, ...] = ()
     ship_env: bool = False
     ship_extras: tuple[str, ...] | None = None
-    properties: dict[str, str | int | float | bool] = field(default_factory=dict)
+    properties: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         for name in ("map_memory_mb", "num_threads", "tasks_per_map"):
@@ -181,7 +181,7 @@ class HadoopEngine:
             properties["mapreduce.job.queuename"] = settings.queue
         if settings.map_memory_mb is not None:
             properties["mapreduce.map.memory.mb"] = settings.map_memory_mb
-        properties |= {key: _property_text(value) for key, value in settings.properties.items()}
+        properties |= config.flatten(settings.properties)
         python = shlex.quote(settings.python or (node_python() if settings.ship_env else sys.executable))
         task = f"{python} -m manyeyes.engines.hadoop.task"
         command = [self._installation.hadoop, "jar", self._installation.streaming_jar]
@@ -317,7 +317,3 @@ def _pickle_function(fn: Callable[..., Any], pass_environment: Sequence[str]) ->
             "import. Move it to a module that is installed there."
         )
     return pickle_value(with_environment(fn, pass_environment), name)
-
-
-def _property_text(value: object) -> str:
-    return str(value).lower() if isinstance(value, bool) else str(value)
