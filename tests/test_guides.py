@@ -64,6 +64,7 @@ def test_a_guide_runs_as_it_stands(guide, folder):
     assert len(script.splitlines()) > 3
     hidden = ("HADOOP", "SPARK", "PYSPARK", "AWS", "MANYEYES")
     environment = {name: value for name, value in os.environ.items() if not name.startswith(hidden)}
+    environment["SPARK_SUBMIT_OPTS"] = os.environ["SPARK_SUBMIT_OPTS"]
     environment["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{environment['PATH']}"
     process = subprocess.Popen(
         ["bash", "-x", "-c", script],
