@@ -173,10 +173,10 @@ def test_a_python_worker_loads_the_bundle_once(frame, session, small_bundle):
     assert predictions.count() == predictions.count() == 91
 
     def loads(batches):
-        from manyeyes import spark
+        from manyeyes.recognition.batch import predictor_of
 
         for _ in batches:
-            values = {"process": [os.getpid()], "loads": [spark._predictor.cache_info().misses]}
+            values = {"process": [os.getpid()], "loads": [predictor_of.cache_info().misses]}
             yield pa.RecordBatch.from_pydict(values)
 
     found = session.range(40).repartition(40).mapInArrow(loads, "process long, loads long").distinct().collect()

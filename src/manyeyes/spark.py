@@ -10,7 +10,6 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
@@ -23,10 +22,9 @@ from manyeyes.data.sources.table import TableSource
 from manyeyes.engines.base import Engine
 from manyeyes.engines.registry import create_engine
 from manyeyes.engines.spark_tasks import settle
-from manyeyes.errors import BundleError, ImageError, MissingExtraError, Reason, UsageError
-from manyeyes.recognition.batch import SCHEMA
+from manyeyes.errors import ImageError, MissingExtraError, Reason, UsageError
+from manyeyes.recognition.batch import SCHEMA, predict_rows, predictor_of
 from manyeyes.recognition.bundle import BackendName, Bundle
-from manyeyes.recognition.predictor import Prediction, Predictor
 
 if TYPE_CHECKING:
     from pyspark.sql import DataFrame
@@ -190,10 +188,9 @@ def _predict_batches(job: _Job, batches: Iterable[pa.RecordBatch]) -> Iterator[p
 
     context = TaskContext.get()
     num_threads = context.cpus() if context is not None else 1
-    predictor = _predictor(job.bundle_uri, job.fingerprint, job.backend, num_threads)
+    predictor = predictor_of(job.bundle_uri, job.fingerprint, job.backend, num_threads)
     for batch in batches:
-        images = batch.column(job.image_column)
-        rows = _predict_images(predictor, images, job.top_k, job.batch_size)
+        rows = predict_rows(predictor, _images_of(batch.column(job.image_column)), job.top_k, job.batch_size)
         predictions = pa.Table.from_pylist(rows, schema=_ARROW_SCHEMA).combine_chunks()
         columns = [batch.column(name) for name in job.kept]
         columns += [predictions.column(name).combine_chunks() for name in _ARROW_SCHEMA.names]
@@ -202,57 +199,19 @@ def _predict_batches(job: _Job, batches: Iterable[pa.RecordBatch]) -> Iterator[p
     settle()
 
 
-@functools.lru_cache(maxsize=2)
-def _predictor(bundle_uri: str, fingerprint: str, backend: BackendName | None, num_threads: int) -> Predictor:
-    predictor = Predictor.load(bundle_uri, backend, num_threads=num_threads)
-    if predictor.bundle.info.fingerprint != fingerprint:
-        raise BundleError(f"{bundle_uri} was replaced while it was in use. Make the predictions again.")
-    return predictor
-
-
 # The path is a column of the frame, if it has one.
 _ARROW_SCHEMA = pa.schema(field for field in SCHEMA if field.name != "path")
 
 
-def _predict_images(predictor: Predictor, images: pa.Array, top_k: int, batch_size: int) -> list[dict[str, Any]]:
-    rows: list[dict[str, Any]] = []
-    waiting: list[dict[str, Any]] = []
-    pixels = np.empty((batch_size, *predictor.bundle.info.input_shape), np.uint8)
-
-    def flush() -> None:
-        if waiting:
-            predictions = predictor.predict_pixels(pixels[: len(waiting)], top_k)
-            for row, prediction in zip(waiting, predictions, strict=True):
-                row.update(_columns_of(prediction))
-            waiting.clear()
-
-    for image in images:
-        row: dict[str, Any] = {}
-        rows.append(row)
+def _images_of(column: pa.Array) -> Iterator[bytes | ImageError]:
+    for cell in column:
+        value = cell.as_py()
         try:
-            pixels[len(waiting)] = predictor.preprocess(_bytes_of(image))
-            waiting.append(row)
+            if value is None:
+                raise ImageError(Reason.EMPTY, "the image cell has no bytes")
+            yield read_image_file(_uri_of(value)) if isinstance(value, str) else value
         except ImageError as error:
-            row.update(reason=error.reason.value, detail=error.detail)
-        if len(waiting) == batch_size:
-            flush()
-    flush()
-    return rows
-
-
-def _bytes_of(image: pa.Scalar) -> bytes:
-    value = image.as_py()
-    if value is None:
-        raise ImageError(Reason.EMPTY, "the image cell has no bytes")
-    return read_image_file(_uri_of(value)) if isinstance(value, str) else value
-
-
-def _columns_of(prediction: Prediction) -> dict[str, Any]:
-    candidates = [
-        {"label": candidate.label, "class_name": candidate.class_name, "probability": candidate.probability}
-        for candidate in prediction.top_k
-    ]
-    return {**candidates[0], "top_k": candidates}
+            yield error
 
 
 def _find_columns(frame: DataFrame, image_column: str | None, path_column: str | None) -> tuple[str | None, str | None]:

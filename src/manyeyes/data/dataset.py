@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import threading
 from collections import OrderedDict
@@ -213,7 +214,7 @@ class ShardReader:
             if other is not None:
                 other.close()
 
-    @property
+    @functools.cached_property
     def row_group_bytes(self) -> int:
         """The size of the largest row group, in bytes."""
         metadata = self._file.metadata

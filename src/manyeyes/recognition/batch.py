@@ -8,7 +8,8 @@ import io
 import json
 import time
 import uuid
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -20,6 +21,7 @@ from manyeyes import storage
 from manyeyes.engines.base import Engine
 from manyeyes.engines.registry import create_engine
 from manyeyes.errors import BundleError, ImageError, SourceError, UsageError
+from manyeyes.imaging.preprocessing import Preprocessing
 from manyeyes.recognition.bundle import BackendName, Bundle
 from manyeyes.recognition.inputs import Input, Partition, open_input
 from manyeyes.recognition.predictor import Prediction, Predictor
@@ -168,35 +170,47 @@ def predict(
     )
 
 
-@functools.lru_cache(maxsize=1)
-def _predictor(bundle_uri: str, fingerprint: str, backend: BackendName | None) -> Predictor:
-    # One thread a worker, whatever the number of workers: sums are then made in one order, so results are the same.
-    predictor = Predictor.load(bundle_uri, backend, num_threads=1)
+@functools.lru_cache(maxsize=2)
+def predictor_of(bundle_uri: str, fingerprint: str, backend: BackendName | None, num_threads: int) -> Predictor:
+    """Load the predictor of a job, once per process.
+
+    Raises:
+        BundleError: the bundle at `bundle_uri` is not the one with this fingerprint any more; or see Predictor.load.
+    """
+    predictor = Predictor.load(bundle_uri, backend, num_threads=num_threads)
     if predictor.bundle.info.fingerprint != fingerprint:
-        raise BundleError(f"{bundle_uri} was replaced while it was in use. Run predict again.")
+        raise BundleError(f"{bundle_uri} was replaced while it was in use. Make the predictions again.")
     return predictor
 
 
-def _predict_partition(job: _Job, partition: Partition) -> _Counts:
-    predictor = _predictor(job.bundle_uri, job.bundle_fingerprint, job.backend)
-    preprocessing = job.images.preprocessing(predictor.preprocessing)
-    counts = _Counts()
+def predict_rows(
+    predictor: Predictor,
+    images: Iterable[bytes | np.ndarray | ImageError],
+    top_k: int,
+    batch_size: int,
+    preprocessing: Preprocessing | None = None,
+) -> list[dict[str, Any]]:
+    """Recognise images in batches.
+
+    Args:
+        images: encoded bytes, uint8 pixels (height, width, channels), or why there is no image.
+        preprocessing: what is left to do to the images; default: the predictor's.
+
+    Returns:
+        The columns of SCHEMA without `path` that each image has, in order: those of a prediction, or of a reason.
+    """
     rows: list[dict[str, Any]] = []
     waiting: list[tuple[dict[str, Any], np.ndarray]] = []
 
     def flush() -> None:
-        predictions = (
-            predictor.predict_pixels(np.stack([pixels for _, pixels in waiting]), job.top_k) if waiting else []
-        )
-        for (row, _), prediction in zip(waiting, predictions, strict=True):
-            row.update(_columns(prediction))
-            counts.predicted[prediction.class_name] = counts.predicted.get(prediction.class_name, 0) + 1
-        waiting.clear()
+        if waiting:
+            predictions = predictor.predict_pixels(np.stack([pixels for _, pixels in waiting]), top_k)
+            for (row, _), prediction in zip(waiting, predictions, strict=True):
+                row.update(_columns(prediction))
+            waiting.clear()
 
-    for path, image in job.images.read(partition):
-        # A file name that is not UTF-8 arrives with surrogates, which no table can hold.
-        row: dict[str, Any] = dict.fromkeys(SCHEMA.names)
-        row["path"] = path.encode("utf-8", "surrogateescape").decode("utf-8", "replace")
+    for image in images:
+        row: dict[str, Any] = {}
         rows.append(row)
         try:
             if isinstance(image, ImageError):
@@ -204,10 +218,31 @@ def _predict_partition(job: _Job, partition: Partition) -> _Counts:
             waiting.append((row, predictor.preprocess(image, preprocessing=preprocessing)))
         except ImageError as error:
             row.update(reason=error.reason.value, detail=error.detail)
-            counts.failed[error.reason.value] = counts.failed.get(error.reason.value, 0) + 1
-        if len(waiting) == job.batch_size:
+        if len(waiting) == batch_size:
             flush()
     flush()
+    return rows
+
+
+def _predict_partition(job: _Job, partition: Partition) -> _Counts:
+    # One thread a worker, whatever the number of workers: sums are then made in one order, so results are the same.
+    predictor = predictor_of(job.bundle_uri, job.bundle_fingerprint, job.backend, 1)
+    paths: list[str] = []
+
+    def images() -> Iterator[bytes | np.ndarray | ImageError]:
+        for path, image in job.images.read(partition):
+            # A file name that is not UTF-8 arrives with surrogates, which no table can hold.
+            paths.append(path.encode("utf-8", "surrogateescape").decode("utf-8", "replace"))
+            yield image
+
+    preprocessing = job.images.preprocessing(predictor.preprocessing)
+    rows = predict_rows(predictor, images(), job.top_k, job.batch_size, preprocessing)
+    for row, path in zip(rows, paths, strict=True):
+        row["path"] = path
+    counts = _Counts(
+        predicted=dict(Counter(row["class_name"] for row in rows if "class_name" in row)),
+        failed=dict(Counter(row["reason"] for row in rows if "reason" in row)),
+    )
     buffer = io.BytesIO()
     pq.write_table(pa.Table.from_pylist(rows, schema=SCHEMA), buffer, compression="zstd")
     storage.write_bytes(_part_uri(job.parts_uri, partition.index), buffer.getvalue())
