@@ -29,7 +29,6 @@ _EXTRAS = {
     "export": ("ONNX export", ("tf2onnx", "onnx")),
     "serve": ("the HTTP server", ("starlette", "uvicorn")),
 }
-_ANY_ENGINE_NEEDS_JAVA = ("spark",)
 _INSTALL_JAVA = "apt-get install openjdk-17-jre-headless"
 _PROBE_SECONDS = 60
 
@@ -90,7 +89,7 @@ def _engine(name: str, settings: Mapping[str, Any], needed: bool) -> Finding:
     def finding(status: Status, detail: str, mend: str = "") -> Finding:
         return Finding("engine", name, status, detail, mend, needed)
 
-    if name in _ANY_ENGINE_NEEDS_JAVA and not shutil.which("java") and not os.environ.get("JAVA_HOME"):
+    if name == "spark" and not shutil.which("java") and not os.environ.get("JAVA_HOME"):
         if importlib.util.find_spec("pyspark") is None:
             return finding("missing", "pyspark is not installed", "pip install 'manyeyes[spark]'")
         return finding("missing", "no Java was found: neither java on the PATH nor JAVA_HOME", _INSTALL_JAVA)

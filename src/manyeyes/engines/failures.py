@@ -36,6 +36,19 @@ class Failure:
         message = f"Task {index} ({describe_failure(fn)}) failed {num_attempts} times: {self.summary}"
         return TaskError(message, self.traceback)
 
+    def gang_error(self, rank: int) -> ManyeyesError:
+        """The error of a gang in which this rank failed: what was raised on purpose, else a TaskError."""
+        if self.error is not None:
+            self.error.add_note(f"In worker {rank} of the gang:\n{self.traceback}")
+            return self.error
+        return TaskError(f"Worker {rank} of the gang failed: {self.summary}", self.traceback)
+
+
+def death_error(fn: Callable[..., Any], index: int, num_attempts: int, cause: str, hint: str = "") -> TaskError:
+    """The error of a task that ended its worker on its last attempt; `hint`: where to look further."""
+    message = f"Task {index} ({describe_failure(fn)}) ended its worker {num_attempts} times (last: {cause}). {hint}"
+    return TaskError(message.rstrip())
+
 
 def pickle_value(value: Any, what: str) -> bytes:
     """Pickle a function or an item for a worker.
@@ -49,6 +62,11 @@ def pickle_value(value: Any, what: str) -> bytes:
         raise EngineError(
             f"{what} can't be sent to a worker: {error}. Use functions at the top level of a module, and plain data."
         ) from error
+
+
+def pickle_item(fn: Callable[..., Any], index: int, item: Any) -> bytes:
+    """Pickle an item of a job. Raises as pickle_value does."""
+    return pickle_value(item, f"Item {index} of {describe_failure(fn)}")
 
 
 def pickle_failure(error: BaseException) -> bytes:

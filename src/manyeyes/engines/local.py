@@ -21,7 +21,7 @@ from manyeyes.engines.base import (
     reduce_outcomes,
     refuse_settings,
 )
-from manyeyes.engines.failures import Failure, pickle_value
+from manyeyes.engines.failures import Failure, death_error, pickle_item, pickle_value
 from manyeyes.engines.worker import STARTED, Worker, start_worker, stop_workers
 from manyeyes.errors import EngineError, TaskError, UsageError
 
@@ -66,7 +66,7 @@ class LocalEngine:
             # One by one, so that `finally` also stops those that were started before a start failed.
             workers.extend(start_worker(content, f"manyeyes-gang-{rank}", num_threads) for rank in range(world_size))
             for rank, worker in enumerate(workers):
-                worker.send(_pickle_task(_Task(rank, GangContext(rank, world_size, addresses)), fn))
+                worker.send(pickle_item(fn, rank, GangContext(rank, world_size, addresses)))
             return _collect_gang(workers)
         finally:
             stop_workers(workers)
@@ -131,7 +131,7 @@ class LocalEngine:
                 worker = start_worker(content, f"manyeyes-worker-{len(workers)}", num_threads)
                 workers.append(worker)
             worker.task = task
-            worker.send(_pickle_task(task, fn))
+            worker.send(pickle_item(fn, task.index, task.item))
 
 
 def create(num_workers: int | None, settings: Mapping[str, Any]) -> LocalEngine:
@@ -149,10 +149,6 @@ class _Task:
     num_attempts: int = 0
 
 
-def _pickle_task(task: _Task, fn: Callable[..., Any]) -> bytes:
-    return pickle_value(task.item, f"Item {task.index} of {describe_failure(fn)}")
-
-
 def _judge_death(fn: Callable[..., Any], worker: Worker, task: _Task, num_failed_starts: int) -> None:
     """Count an attempt of the task that its worker died on; raise when it was the last."""
     if not worker.started:
@@ -164,10 +160,7 @@ def _judge_death(fn: Callable[..., Any], worker: Worker, task: _Task, num_failed
         return
     task.num_attempts += 1
     if task.num_attempts >= MAX_ATTEMPTS:
-        raise TaskError(
-            f"Task {task.index} ({describe_failure(fn)}) ended its worker {task.num_attempts} times "
-            f"(last: {worker.cause_of_death()})."
-        )
+        raise death_error(fn, task.index, task.num_attempts, worker.cause_of_death())
 
 
 def _judge_failure(fn: Callable[..., Any], task: _Task, failure: Failure) -> None:
@@ -191,10 +184,7 @@ def _collect_gang(workers: Sequence[Worker]) -> list[Any]:
                 worker.process.join(timeout=5)
                 raise TaskError(f"Worker {rank} of the gang died ({worker.cause_of_death()}).") from None
             if isinstance(outcome, Failure):
-                if outcome.error is not None:
-                    outcome.error.add_note(f"In worker {rank} of the gang:\n{outcome.traceback}")
-                    raise outcome.error
-                raise TaskError(f"Worker {rank} of the gang failed: {outcome.summary}", outcome.traceback)
+                raise outcome.gang_error(rank)
             if outcome is not STARTED:
                 results[rank] = outcome
     return [results[rank] for rank in range(len(workers))]

@@ -27,7 +27,7 @@ from manyeyes.engines.base import (
     reduce_outcomes,
     with_environment,
 )
-from manyeyes.engines.failures import Failure, pickle_value
+from manyeyes.engines.failures import Failure, death_error, pickle_item, pickle_value
 from manyeyes.engines.spark_errors import cause_of_death, is_death, job_error, message_of, session_ended
 from manyeyes.engines.spark_session import SparkSettings, attempts_of_spark, connect, is_alive, is_local, num_slots
 from manyeyes.engines.spark_tasks import Work, failed_rank, run_rank, run_task
@@ -96,7 +96,7 @@ class SparkEngine:
         """See Engine.gang: a barrier stage. Its ranks are told each other's addresses by the barrier."""
         if world_size < 1:
             raise UsageError(f"A gang of {world_size} workers is not possible. Ask for at least 1.")
-        content = pickle_value(with_environment(fn, self.settings.pass_environment), describe_failure(fn))
+        content = self._pickle_function(fn)
         context = self.context
         _check_slots(context, world_size)
         group = _JobGroup(context, f"gang of {describe_failure(fn)}")
@@ -122,15 +122,14 @@ class SparkEngine:
 
     def _run(self, fn: Callable[[Item], Result], items: Iterable[Item]) -> Generator[tuple[int, Result], None, None]:
         """Yield (index, result) as tasks end. An item is drawn only when its job can start."""
-        function = pickle_value(with_environment(fn, self.settings.pass_environment), describe_failure(fn))
-        what = describe_failure(fn)
-        tasks = (_Task(index, pickle_value(item, f"Item {index} of {what}")) for index, item in enumerate(items))
+        function = self._pickle_function(fn)
+        tasks = (_Task(index, pickle_item(fn, index, item)) for index, item in enumerate(items))
         first = next(tasks, None)
         if first is None:
             return  # Spark is not started for nothing
         tasks = itertools.chain([first], tasks)  # type: ignore[assignment]
         del first
-        with contextlib.closing(_Jobs(self.context, what, function, self._num_workers)) as jobs:
+        with contextlib.closing(_Jobs(self.context, describe_failure(fn), function, self._num_workers)) as jobs:
             jobs.fill(tasks)
             while jobs.num_running:
                 task = jobs.next_ended()
@@ -143,6 +142,9 @@ class SparkEngine:
                 else:
                     _judge(fn, task)
                     jobs.start(task)
+
+    def _pickle_function(self, fn: Callable[..., Any]) -> bytes:
+        return pickle_value(with_environment(fn, self.settings.pass_environment), describe_failure(fn))
 
 
 def create(num_workers: int | None, settings: Mapping[str, Any]) -> SparkEngine:
@@ -333,8 +335,7 @@ def _judge(fn: Callable[..., Any], task: _Task) -> None:
     times = re.search(r"failed (\d+) times", message)
     task.num_failed += int(times[1]) if times else 1
     if task.num_failed >= MAX_ATTEMPTS:
-        what = f"Task {task.index} ({describe_failure(fn)})"
-        raise TaskError(f"{what} ended its worker {task.num_failed} times (last: {cause_of_death(message)}).")
+        raise death_error(fn, task.index, task.num_failed, cause_of_death(message))
 
 
 def _check_slots(context: SparkContext, world_size: int) -> None:
@@ -354,10 +355,7 @@ def _gang_error(error: Exception) -> Exception:
     found = failed_rank(message)
     if found is not None:
         rank, failure = found
-        if failure.error is not None:
-            failure.error.add_note(f"In worker {rank} of the gang:\n{failure.traceback}")
-            return failure.error
-        return TaskError(f"Worker {rank} of the gang failed: {failure.summary}", failure.traceback)
+        return failure.gang_error(rank)
     rank_of_task = re.search(r"ResultTask\(\d+, (\d+)\)", message)
     if rank_of_task and is_death(message):
         return TaskError(f"Worker {rank_of_task[1]} of the gang died ({cause_of_death(message)}).")

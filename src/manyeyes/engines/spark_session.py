@@ -8,7 +8,6 @@ import os
 import re
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import tempfile
@@ -22,6 +21,7 @@ from manyeyes.config import flatten
 from manyeyes.engines.base import MAX_ATTEMPTS, THREADS_VARIABLE
 from manyeyes.engines.environment import node_python, pack_environment
 from manyeyes.errors import EngineError, ManyeyesError, MissingExtraError, UsageError
+from manyeyes.storage.remote import why_unreachable
 
 if TYPE_CHECKING:
     from pyspark import SparkConf, SparkContext
@@ -72,6 +72,11 @@ class SparkSettings:
         for name in self.flat_properties:
             if not name.startswith("spark."):
                 raise UsageError(f"{name!r} is not a property of Spark: expected a name like spark.executor.memory.")
+
+    @property
+    def named_master(self) -> str:
+        """The master that these settings name; empty if they leave it to Spark's own."""
+        return self.flat_properties.get("spark.master") or self.master or ""
 
     @property
     def flat_properties(self) -> dict[str, str]:
@@ -178,7 +183,7 @@ def _create(settings: SparkSettings, num_workers: int | None, log: IO[bytes] | N
 
     _check_java()
     properties = settings.flat_properties
-    _check_master(properties.get("spark.master") or settings.master or "")
+    _check_master(settings.named_master)
     conf = SparkConf(loadDefaults=False)
     if settings.master:
         conf.set("spark.master", settings.master)
@@ -189,7 +194,7 @@ def _create(settings: SparkSettings, num_workers: int | None, log: IO[bytes] | N
     SparkContext._ensure_initialized(gateway=launch_gateway(conf, popen), conf=conf)
     # Now also with what spark-submit and spark-defaults.conf say.
     conf = SparkConf(_jvm=SparkContext._jvm)
-    master = properties.get("spark.master") or settings.master or conf.get("spark.master", None) or "local[*]"
+    master = settings.named_master or conf.get("spark.master", None) or "local[*]"
     for name, value in _properties(master, settings, num_workers, conf).items():
         conf.set(name, value)
     for name, value in properties.items():
@@ -302,11 +307,10 @@ def _check_master(master: str) -> None:
         host, _, port = address.rpartition(":")
         if not host or not port.isdigit():
             raise UsageError(f"The setting master is {master}; expected spark://HOST:PORT.")
-        try:
-            with socket.create_connection((host, int(port)), timeout=5):
-                return
-        except (OSError, OverflowError) as error:
-            problems.append(f"{address}: {error}")
+        reason = why_unreachable(host, int(port))
+        if reason is None:
+            return
+        problems.append(f"{address}: {reason}")
     raise EngineError(f"No Spark master answers at {master} ({'; '.join(problems)}). Check the setting master.")
 
 
@@ -339,7 +343,7 @@ def _interrupts_as_they_were() -> Iterator[None]:
 @contextlib.contextmanager
 def _environment(settings: SparkSettings) -> Iterator[None]:
     """What Spark takes from environment variables only, while it starts; what the user has set stays."""
-    master = settings.flat_properties.get("spark.master") or settings.master or "local[*]"
+    master = settings.named_master or "local[*]"
     wanted: dict[str, str] = {}
     if settings.python is not None:
         wanted["PYSPARK_PYTHON"] = settings.python

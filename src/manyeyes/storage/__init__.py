@@ -173,11 +173,8 @@ def iterate_directory(uri: str | os.PathLike[str]) -> Iterator[Item]:
         yield from fs.iterate(path)
         return
     if is_local(uri):
-        # Names only: there may be millions. Their sizes are asked one by one as they are taken.
-        with os.scandir(path) as entries:
-            names = [os.fsencode(f"{entry.name}/" if entry.is_dir() else entry.name) for entry in entries]
-        names.sort()
-        yield from (item for item in (_local_item(path, os.fsdecode(name)) for name in names) if item)
+        # Their sizes are asked one by one as they are taken.
+        yield from (item for item in (_local_item(path, os.fsdecode(name)) for name in local_names(path)) if item)
         return
     if fs.isfile(path):
         raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), os.fspath(uri))
@@ -186,6 +183,15 @@ def iterate_directory(uri: str | os.PathLike[str]) -> Iterator[Item]:
         name, is_directory = posixpath.basename(entry["name"].rstrip("/")), entry["type"] == "directory"
         found.append((os.fsencode(f"{name}/" if is_directory else name), Item(name, is_directory, entry["size"] or 0)))
     yield from (item for _, item in sorted(found))
+
+
+def local_names(folder: str) -> list[bytes]:
+    """Return what is directly in a folder of this machine, directories with a slash, in our order of listings.
+
+    Names only, and as bytes, because there may be millions.
+    """
+    with os.scandir(folder) as entries:
+        return sorted(os.fsencode(f"{entry.name}/" if entry.is_dir() else entry.name) for entry in entries)
 
 
 def _local_item(folder: str, name: str) -> Item | None:

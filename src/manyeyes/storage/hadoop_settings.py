@@ -6,11 +6,14 @@ import contextlib
 import os
 import re
 import xml.etree.ElementTree as ElementTree
+from collections.abc import Sequence
 from pathlib import Path
 
 from manyeyes.errors import UsageError
 from manyeyes.storage.remote import first_that_answers, split_host_port
 
+# What HDFS itself needs to know.
+_FILES = ("core-site.xml", "hdfs-site.xml")
 # Where Hadoop looks for a NameNode whose port is not said.
 DEFAULT_PORT = 8020
 
@@ -49,20 +52,20 @@ def settings_directory() -> str:
 def settings_version(directory: str) -> tuple[int, ...]:
     """Changes when a file of settings is written anew."""
     found = []
-    for name in ("core-site.xml", "hdfs-site.xml") if directory else ():
+    for name in _FILES if directory else ():
         with contextlib.suppress(OSError):
             found.append(Path(directory, name).stat().st_mtime_ns)
     return tuple(found)
 
 
-def read_settings(directory: str) -> dict[str, str]:
-    """Return the properties in core-site.xml and hdfs-site.xml of `directory`, trimmed, with ${names} filled in.
+def read_settings(directory: str, files: Sequence[str] = _FILES) -> dict[str, str]:
+    """Return the properties in those `files` of `directory` that are there, trimmed, with ${names} filled in.
 
     Raises:
         UsageError: a file is not XML, or can't be read.
     """
     settings: dict[str, str] = {}
-    for name in ("core-site.xml", "hdfs-site.xml") if directory else ():
+    for name in files if directory else ():
         path = Path(directory, name)
         if not path.exists():
             continue

@@ -200,6 +200,18 @@ class HdfsFiles(AbstractFileSystem, RemoteFiles):
         with self._explained(path):
             self.client.mkdirs(self._strip_protocol(path), 0o755, create_parents)
 
+    def owner(self, path: str) -> str:
+        """Return the name of the user who owns a file or directory."""
+        path = self._strip_protocol(path)
+        with self._explained(path):
+            return self.client.get_file_info(path).owner
+
+    def chmod(self, path: str, mode: int) -> None:
+        """Set the rights of a file or directory, as those of Unix."""
+        path = self._strip_protocol(path)
+        with self._explained(path):
+            self.client.set_permission(path, mode)
+
     def rm(self, path: str, recursive: bool = False, maxdepth: int | None = None) -> None:
         """Remove what is at exactly this path, if anything: no patterns."""
         path = self._strip_protocol(path)

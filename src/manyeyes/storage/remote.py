@@ -117,6 +117,17 @@ class RangeReader(io.RawIOBase):
         return len(content)
 
 
+def why_unreachable(host: str, port: int) -> str | None:
+    """Try to connect, for ANSWER_SECONDS at most; returns why it can't be done, or None if a server takes it."""
+    try:
+        socket.create_connection((host, port), timeout=ANSWER_SECONDS).close()
+    except TimeoutError:
+        return f"no answer within {ANSWER_SECONDS:.0f} s"
+    except (OSError, UnicodeError, OverflowError) as error:
+        return getattr(error, "strerror", None) or str(error)
+    return None
+
+
 def first_that_answers(addresses: Sequence[tuple[str, int]], what: str) -> tuple[str, int]:
     """Return the first (host, port) that takes a connection; each is given ANSWER_SECONDS, and asked once a process.
 
@@ -127,15 +138,11 @@ def first_that_answers(addresses: Sequence[tuple[str, int]], what: str) -> tuple
     for host, port in addresses:
         if (os.getpid(), host, port) in _answered:
             return host, port
-        try:
-            socket.create_connection((host, port), timeout=ANSWER_SECONDS).close()
-        except TimeoutError:
-            reasons.append(f"{host}:{port} (no answer within {ANSWER_SECONDS:.0f} s)")
-        except (OSError, UnicodeError) as error:
-            reasons.append(f"{host}:{port} ({getattr(error, 'strerror', None) or error})")
-        else:
+        reason = why_unreachable(host, port)
+        if reason is None:
             _answered.add((os.getpid(), host, port))
             return host, port
+        reasons.append(f"{host}:{port} ({reason})")
     raise ConnectionError(f"{what} at {', '.join(reasons)}. Check the address, and that the server runs.")
 
 

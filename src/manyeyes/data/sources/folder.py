@@ -104,11 +104,9 @@ def _list(uri: str, above: frozenset[str]) -> Iterator[_Item]:
 
 
 def _list_local(folder: str, above: frozenset[str]) -> Iterator[_Item]:
-    # Names only, and as bytes: there may be millions. What else is to be known of one is asked when it is its turn.
-    with os.scandir(folder) as found:
-        names = [os.fsencode(f"{entry.name}/" if entry.is_dir() else entry.name) for entry in found]
-    names.sort()
+    names = storage.local_names(folder)
     real_folder = os.path.realpath(folder)
+    # What else is to be known of one is asked when it is its turn.
     for name in names:
         yield _local_item(folder, os.fsdecode(name), real_folder, above)
 

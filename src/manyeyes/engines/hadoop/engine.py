@@ -18,7 +18,7 @@ from typing import Any
 from manyeyes import config, storage
 from manyeyes.engines.base import MAX_ATTEMPTS, GangContext, Item, Result, collect, describe_failure, with_environment
 from manyeyes.engines.environment import node_python, pack_environment
-from manyeyes.engines.failures import Failure, pickle_value
+from manyeyes.engines.failures import Failure, death_error, pickle_item, pickle_value
 from manyeyes.engines.hadoop.client import Client
 from manyeyes.engines.hadoop.installation import Installation, find_installation
 from manyeyes.engines.hadoop.job import JobFolder, Record, Work
@@ -122,7 +122,7 @@ class HadoopEngine:
         self, fn: Callable[..., Any], reduce_fn: Callable[..., Any] | None, items: Iterable[Any]
     ) -> Generator[tuple[int, Any], None, None]:
         """Yield (index, result) as results are published; of a map_reduce, the one result."""
-        pickled = _pickle_items(fn, items)
+        pickled = (pickle_item(fn, index, item) for index, item in enumerate(items))
         first = next(pickled, None)
         if first is None:
             return
@@ -245,15 +245,12 @@ class _Ledger:
         begun = {index: count for index, count in folder.begun().items() if index not in self.finished}
         unrecorded = [index for index, count in begun.items() if count >= MAX_ATTEMPTS - 1]
         was_killed = client.state == "KILLED"
-        name = describe_failure(self._fn)
         where = f"See: yarn logs -applicationId {(client.job_id or 'job_ID').replace('job', 'application')}"
         if self._last and not was_killed:
             return self._error(min(self._last))
         if unrecorded and not was_killed:
             cause = "its container was ended, mostly for using too much memory: set map_memory_mb"
-            return TaskError(
-                f"Task {max(unrecorded)} ({name}) ended its worker {MAX_ATTEMPTS} times (last: {cause}). {where}"
-            )
+            return death_error(self._fn, max(unrecorded), MAX_ATTEMPTS, cause, where)
         if client.job_id is None:
             return EngineError(f"Hadoop took no job: {client.reason or f'its client ended with {client.exit_code}'}.")
         if client.missing_program is not None:
@@ -273,8 +270,7 @@ class _Ledger:
             return TaskError(f"Reducing ({name}) failed {num_attempts} times: {outcome.summary}", outcome.traceback)
         if isinstance(outcome, Failure):
             return outcome.task_error(self._fn, index, num_attempts)
-        name = describe_failure(self._fn)
-        return TaskError(f"Task {index} ({name}) ended its worker {num_attempts} times (last: {outcome}).")
+        return death_error(self._fn, index, num_attempts, outcome)
 
 
 def _follow(client: Client, folder: JobFolder, ledger: _Ledger) -> Iterator[tuple[int, bytes]]:
@@ -302,11 +298,6 @@ def _follow(client: Client, folder: JobFolder, ledger: _Ledger) -> Iterator[tupl
         f"{counters.get('Failed map tasks', 0)} failed, {counters.get('Killed map tasks', 0)} killed; "
         f"{counters.get('Total time spent by all map tasks (ms)', 0) / 1000:.0f} s in them."
     )
-
-
-def _pickle_items(fn: Callable[..., Any], items: Iterable[Any]) -> Iterator[bytes]:
-    for index, item in enumerate(items):
-        yield pickle_value(item, f"Item {index} of {describe_failure(fn)}")
 
 
 def _pickle_function(fn: Callable[..., Any], pass_environment: Sequence[str]) -> bytes:

@@ -6,14 +6,14 @@ import getpass
 import json
 import os
 import shutil
-import socket
 import urllib.request
-import xml.etree.ElementTree
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 from manyeyes.errors import EngineError, UsageError
+from manyeyes.storage.hadoop_settings import read_settings
+from manyeyes.storage.remote import why_unreachable
 
 # Under HADOOP_HOME, and where distributions that split Hadoop into packages put it.
 _STREAMING_JARS = (
@@ -23,6 +23,7 @@ _STREAMING_JARS = (
     "../hadoop-mapreduce-client/hadoop-streaming*.jar",
 )
 _CONF_DIRECTORIES = ("etc/hadoop", "conf")
+_FILES = ("core-site.xml", "yarn-site.xml", "mapred-site.xml")
 # Hadoop's own default for a map task.
 _DEFAULT_MEMORY_MB = 1024
 # Where nothing tells how much the cluster can run.
@@ -89,11 +90,10 @@ class Installation:
         problems = []
         for address in self._resource_manager_addresses("address", 8032):
             host, _, port = address.rpartition(":")
-            try:
-                with socket.create_connection((host, int(port)), timeout=5):
-                    return
-            except (OSError, ValueError) as error:
-                problems.append(f"{address}: {error}")
+            reason = why_unreachable(host, int(port)) if port.isdecimal() else "it has no port"
+            if reason is None:
+                return
+            problems.append(f"{address}: {reason}")
         if problems:
             raise EngineError(
                 f"No ResourceManager of YARN answers ({'; '.join(problems)}). Check that YARN runs, and the "
@@ -148,7 +148,7 @@ def find_installation(hadoop: str | None = None, streaming_jar: str | None = Non
         hadoop=command,
         kill=(str(mapred), "job", "-kill") if mapred.exists() else (command, "job", "-kill"),
         streaming_jar=streaming_jar,
-        properties=_read_properties(conf) if conf else {},
+        properties=read_settings(str(conf), _FILES) if conf else {},
         environment={"HADOOP_CONF_DIR": str(conf)} if conf else {},
     )
 
@@ -157,16 +157,3 @@ def _conf_directory(base: Path) -> Path | None:
     named = os.environ.get("HADOOP_CONF_DIR")
     candidates = [Path(named)] if named else [*(base / name for name in _CONF_DIRECTORIES), Path("/etc/hadoop/conf")]
     return next((path for path in candidates if (path / "core-site.xml").is_file()), None)
-
-
-def _read_properties(conf: Path) -> dict[str, str]:
-    properties: dict[str, str] = {}
-    for name in ("core-site.xml", "yarn-site.xml", "mapred-site.xml"):
-        try:
-            entries = xml.etree.ElementTree.parse(conf / name).iter("property")
-            properties |= {entry.findtext("name", "").strip(): entry.findtext("value", "").strip() for entry in entries}
-        except FileNotFoundError:
-            continue
-        except (OSError, xml.etree.ElementTree.ParseError) as error:
-            raise UsageError(f"Hadoop's settings {conf / name} can't be read: {error}.") from None
-    return properties

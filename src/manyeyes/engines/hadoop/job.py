@@ -111,13 +111,13 @@ class JobFolder:
         storage.make_directory(folder.uri)
         files, path = storage.filesystem(folder.uri)
         if isinstance(files, HdfsFiles):
-            owner, other = (files.client.get_file_info(p).owner for p in (path, path.rpartition("/")[0]))
+            owner, other = (files.owner(place) for place in (path, path.rpartition("/")[0]))
             if is_own and owner != other:
                 storage.remove(folder.uri, recursive=True)
                 raise UsageError(
                     f"{work_dir} is {other}'s and not {owner}'s. Name another folder by the setting work_dir."
                 )
-            files.client.set_permission(path, 0o700)
+            files.chmod(path, 0o700)
         return folder
 
     @property
