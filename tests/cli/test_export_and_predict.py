@@ -54,7 +54,7 @@ def test_mistakes_are_one_line_and_a_proper_exit_code(small_bundle: str, tmp_pat
         (("predict", small_bundle, tmp_path, tmp_path / "o.csv"), 2, ".parquet or .jsonl"),
         (("serve", tmp_path / "nowhere", "--port", 0), 5, "no bundle"),
         (("predict", small_bundle, "a.jsonl", "a.jsonl"), 2, "is the source itself"),
-        (("predict", small_bundle, photo, photo / "o.jsonl", "--engine", "inline"), 1, "can't be written"),
+        (("predict", small_bundle, photo, photo / "o.jsonl", "--engine", "inline"), 2, "can't be written"),
     ):
         done = _manyeyes(*arguments)
         assert done.returncode == code, done.stderr
