@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from manyeyes.data.order import Order, check_batch_size, worker_slice
+from manyeyes.data.order import Order, check_batch_size, part_slice
 from manyeyes.errors import UsageError
 
 row_groups = st.lists(st.integers(0, 9), min_size=1, max_size=30).filter(lambda rows: sum(rows) > 0)
@@ -100,7 +100,7 @@ def test_positions_outside_the_epoch_are_refused():
 
 @given(st.integers(0, 1000), st.integers(0, 300), st.integers(1, 20))
 def test_the_workers_parts_make_up_the_batch(start, size, world_size):
-    parts = [worker_slice(start, start + size, rank, world_size) for rank in range(world_size)]
+    parts = [part_slice(start, start + size, rank, world_size) for rank in range(world_size)]
     assert parts[0][0] == start
     assert parts[-1][1] == start + size
     assert all(before[1] == after[0] for before, after in itertools.pairwise(parts))
@@ -114,9 +114,11 @@ def test_the_workers_parts_make_up_the_batch(start, size, world_size):
 
 
 def test_a_batch_that_cannot_be_shared_out_says_which_sizes_can():
-    with pytest.raises(UsageError, match=r"^global_batch_size=100 is not divisible by world_size=8\. Use 96 or 104\.$"):
+    with pytest.raises(
+        UsageError, match=r"^global_batch_size=100 is not divisible by the 8 parts .*\. Use 96 or 104\.$"
+    ):
         check_batch_size(100, 8)
-    with pytest.raises(UsageError, match=r"^global_batch_size=3 is not divisible by world_size=8\. Use 8\.$"):
+    with pytest.raises(UsageError, match=r"^global_batch_size=3 is not divisible by the 8 parts .*\. Use 8\.$"):
         check_batch_size(3, 8)
     with pytest.raises(UsageError, match="global_batch_size=0 is below 1"):
         check_batch_size(0, 8)

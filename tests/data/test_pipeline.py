@@ -146,7 +146,34 @@ def test_the_workers_parts_joined_are_the_batch_of_one_worker(raw, part, world_s
             name: None if getattr(whole, name) is None else np.concatenate([getattr(part, name) for part in parts])
             for name in ("images", "labels", "example_indices", "labels_b", "lam")
         }
-        same(dataclasses.replace(parts[0], **joined), whole)
+        same(dataclasses.replace(parts[0], part_sizes=whole.part_sizes, **joined), whole)
+
+
+@some
+@given(size=st.integers(1, 6), num_parts=st.integers(1, 6), world_size=st.integers(1, 6), mixed=st.booleans())
+def test_parts_of_a_batch_are_the_same_on_any_number_of_workers(raw, size, num_parts, world_size, mixed):
+    def parts_of_each_batch(world_size):
+        pipelines = [
+            InputPipeline(
+                raw,
+                "train",
+                global_batch_size=size * num_parts,
+                augmentation=AUGMENTATION,
+                mix=MIX if mixed else None,
+                rank=rank,
+                world_size=world_size,
+                num_parts=num_parts,
+                window=3,
+            )
+            for rank in range(world_size)
+        ]
+        batches = zip(*(kept(pipeline.batches(1)) for pipeline in pipelines), strict=True)
+        return [[part for batch in of_ranks for part in batch.parts()] for of_ranks in batches]
+
+    for ours, expected in zip(parts_of_each_batch(min(world_size, num_parts)), parts_of_each_batch(1), strict=True):
+        assert len(ours) == num_parts
+        for part, expected_part in zip(ours, expected, strict=True):
+            same(part, expected_part)
 
 
 @pytest.mark.parametrize("kind", ["raw", "jpeg"])
@@ -298,7 +325,7 @@ def test_images_of_several_sizes_ask_for_a_size(jpeg):
 
 def test_bad_settings_are_refused_in_one_line(raw):
     cases = [
-        ({"global_batch_size": 100, "world_size": 8}, "global_batch_size=100 is not divisible by world_size=8"),
+        ({"global_batch_size": 100, "world_size": 8}, "global_batch_size=100 is not divisible by the 8 parts"),
         ({"global_batch_size": 4, "world_size": 2, "rank": 2}, "rank=2 is not in"),
         ({"global_batch_size": 4, "prefetch": 0}, "prefetch=0"),
         ({"global_batch_size": 4, "preprocessing": Preprocessing(channels=3)}, "stores pixels with 1 channels"),

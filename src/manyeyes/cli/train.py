@@ -9,7 +9,16 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from manyeyes.cli.common import JsonOutput, console, print_json
+from manyeyes.cli.common import (
+    EngineConfig,
+    EngineName,
+    EngineSet,
+    JsonOutput,
+    ShipEnv,
+    console,
+    make_engine,
+    print_json,
+)
 
 if TYPE_CHECKING:
     from manyeyes.training.trainer import TrainResult
@@ -70,14 +79,46 @@ def command(
             rich_help_panel=_SETTINGS,
         ),
     ] = None,
+    workers: Annotated[
+        int | None,
+        typer.Option(
+            "--workers",
+            help="Workers that train one model together; default: one, or one for each GPU of this machine.",
+            rich_help_panel="Execution",
+        ),
+    ] = None,
+    strategy: Annotated[
+        str | None,
+        typer.Option(
+            "--strategy",
+            help="allreduce: workers take every step together (engines local, spark). diloco: they meet once a round "
+            "(any engine).",
+            rich_help_panel="Execution",
+        ),
+    ] = None,
+    virtual_workers: Annotated[
+        int | None,
+        typer.Option(
+            "--virtual-workers",
+            help="Parts of every batch, whoever computes them: bit-identical weights on any number of workers up to "
+            "it. With diloco: slices that train side by side; default: as many as workers.",
+            rich_help_panel="Execution",
+        ),
+    ] = None,
+    engine: EngineName = "local",
+    engine_config: EngineConfig = None,
+    engine_set: EngineSet = None,
+    ship_env: ShipEnv = False,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with the run at --out where it stopped.")] = False,
     as_json: JsonOutput = False,
 ) -> None:
     """Train a model on a dataset.
 
-    Later settings win: defaults, recipe, options, --set. Ctrl-C saves a checkpoint, from which --resume goes on.
+    Later settings win: defaults, recipe, options, --set. Ctrl-C saves a checkpoint, from which --resume goes on, also
+    with another number of workers or another engine.
 
-    Example: `manyeyes train digits --model cnn --epochs 5 --out runs/digits`
+    Examples: `manyeyes train digits --model cnn --epochs 5 --out runs/digits`,
+    `manyeyes train digits --workers 2 --out runs/two`
     """
     from manyeyes.training import live
     from manyeyes.training.run import Run
@@ -92,13 +133,24 @@ def command(
         "optimizer.name": optimizer,
         "train.precision": precision,
         "train.seed": seed,
+        "strategy.name": strategy,
+        "strategy.virtual_workers": virtual_workers,
     }
     chosen = [f"{key}={value}" for key, value in options.items() if value is not None] + (assignments or [])
     base = Run.open(out).settings if resume else None
     settings = TrainSettings.load(recipe, chosen, base)
     out_console = console()
     with live.live_line(out_console) as show:
-        result = train(dataset, out, settings, resume=resume, on_event=show, command=("manyeyes", *sys.argv[1:]))
+        result = train(
+            dataset,
+            out,
+            settings,
+            resume=resume,
+            engine=make_engine(engine, workers, engine_config, engine_set, ship_env),
+            num_workers=workers,
+            on_event=show,
+            command=("manyeyes", *sys.argv[1:]),
+        )
     if as_json:
         print_json(dataclasses.asdict(result))
     if result.interrupted_by is not None:

@@ -115,35 +115,50 @@ class Order:
         return _permuted(examples, self.seed, epoch, _EXAMPLE_STREAM) if self.shuffle else examples
 
 
-def worker_slice(batch_start: int, batch_stop: int, rank: int, world_size: int) -> tuple[int, int]:
-    """The positions [start, stop) of a global batch that worker `rank` takes.
+def part_slice(batch_start: int, batch_stop: int, part: int, num_parts: int) -> tuple[int, int]:
+    """The positions [start, stop) of a part of a global batch.
 
-    The parts of all ranks follow one another and make up the batch exactly. They are equal where the batch can be
-    divided by world_size; else (a last, partial batch) they are whole pairs of neighbours as far as possible, so that
-    `mix` finds both halves of a pair in one worker, and the last ranks may get less or nothing.
+    The parts follow one another and make up the batch exactly. They are equal where the batch can be divided by
+    num_parts; else (a last, partial batch) they are whole pairs of neighbours as far as possible, so that `mix` finds
+    both halves of a pair in one part, and the last parts may get less or nothing.
     """
     num_examples = batch_stop - batch_start
-    if num_examples % world_size == 0:
-        size = num_examples // world_size
-        return batch_start + rank * size, batch_start + (rank + 1) * size
+    if num_examples % num_parts == 0:
+        size = num_examples // num_parts
+        return batch_start + part * size, batch_start + (part + 1) * size
     num_pairs = -(-num_examples // 2)
-    first, last = (2 * -(-num_pairs * r // world_size) for r in (rank, rank + 1))
+    first, last = (2 * -(-num_pairs * r // num_parts) for r in (part, part + 1))
     return batch_start + min(first, num_examples), batch_start + min(last, num_examples)
 
 
-def check_batch_size(global_batch_size: int, world_size: int) -> None:
+def parts_of_rank(rank: int, world_size: int, num_parts: int) -> range:
+    """The parts of every global batch that worker `rank` computes; those of all ranks follow one another.
+
+    Raises:
+        UsageError: there are fewer parts than workers.
+    """
+    if num_parts < world_size:
+        raise UsageError(
+            f"A batch of {num_parts} part(s) gives {world_size} workers too little to do. Use at most {num_parts} "
+            "workers, or more virtual workers."
+        )
+    return range(num_parts * rank // world_size, num_parts * (rank + 1) // world_size)
+
+
+def check_batch_size(global_batch_size: int, num_parts: int) -> None:
     """Refuse a batch that can't be shared out equally.
 
     Raises:
-        UsageError: global_batch_size is below 1 or not divisible by world_size.
+        UsageError: global_batch_size is below 1 or not divisible by num_parts.
     """
     if global_batch_size < 1:
-        raise UsageError(f"global_batch_size={global_batch_size} is below 1. Use at least {world_size}.")
-    if global_batch_size % world_size:
-        below = global_batch_size // world_size * world_size
-        choices = f"{below} or {below + world_size}" if below else str(world_size)
+        raise UsageError(f"global_batch_size={global_batch_size} is below 1. Use at least {num_parts}.")
+    if global_batch_size % num_parts:
+        below = global_batch_size // num_parts * num_parts
+        choices = f"{below} or {below + num_parts}" if below else str(num_parts)
         raise UsageError(
-            f"global_batch_size={global_batch_size} is not divisible by world_size={world_size}. Use {choices}."
+            f"global_batch_size={global_batch_size} is not divisible by the {num_parts} parts that it is shared out "
+            f"in. Use {choices}."
         )
 
 

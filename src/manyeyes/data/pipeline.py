@@ -17,7 +17,7 @@ import numpy as np
 
 from manyeyes.data.dataset import Dataset
 from manyeyes.data.mix import Mix, mix_batch
-from manyeyes.data.order import WINDOW_ROW_GROUPS, Order, check_batch_size, worker_slice
+from manyeyes.data.order import WINDOW_ROW_GROUPS, Order, check_batch_size, part_slice, parts_of_rank
 from manyeyes.data.reading import ResidentRows, Rows, WindowRows, stored_bytes
 from manyeyes.engines.base import threads_per_worker
 from manyeyes.errors import DatasetError, ImageError, UsageError
@@ -46,6 +46,7 @@ class Batch:
         global_size: examples in the global batch over all workers; what a sum of losses is divided by.
         labels_b: int32 (n,), the label of the mix partner, or None without mix.
         lam: float32 (n,), the weight of `labels`; 1 - lam is that of `labels_b`; None without mix.
+        part_sizes: examples of each of this worker's parts of the global batch, in order; empty: it is one part.
     """
 
     images: np.ndarray
@@ -56,9 +57,15 @@ class Batch:
     global_size: int
     labels_b: np.ndarray | None = None
     lam: np.ndarray | None = None
+    part_sizes: tuple[int, ...] = ()
 
     def __len__(self) -> int:
         return len(self.labels)
+
+    def parts(self) -> list[Batch]:
+        """This worker's parts of the global batch, sharing the arrays of the batch."""
+        stops = np.cumsum(self.part_sizes or [len(self)]).tolist()
+        return [rows_of(self, low, high) for low, high in zip([0, *stops], stops, strict=False)]
 
 
 class InputPipeline:
@@ -77,6 +84,7 @@ class InputPipeline:
         preprocessing: further steps from a stored image to the model's input; None takes images as they are stored.
         mix: mixup and CutMix; None mixes nothing.
         rank, world_size: which worker this is, of how many.
+        num_parts: the parts that a global batch is cut into, shared out among the workers; None: one a worker.
         num_threads: that decode and augment; default: what the engine gives this process, else one per core.
         prefetch: batches that are made ahead of the one in use.
         cache_bytes: a split whose stored images need no more than this stays in memory; of another, two windows do.
@@ -100,14 +108,17 @@ class InputPipeline:
         mix: Mix | None = None,
         rank: int = 0,
         world_size: int = 1,
+        num_parts: int | None = None,
         num_threads: int | None = None,
         prefetch: int = 4,
         cache_bytes: int = CACHE_BYTES,
         window: int = WINDOW_ROW_GROUPS,
     ) -> None:
-        check_batch_size(global_batch_size, world_size)
         if not 0 <= rank < world_size:
             raise UsageError(f"rank={rank} is not in [0, world_size={world_size}).")
+        self.num_parts = num_parts or world_size
+        self.parts = parts_of_rank(rank, world_size, self.num_parts)
+        check_batch_size(global_batch_size, self.num_parts)
         if prefetch < 1:
             raise UsageError(f"prefetch={prefetch} is below 1. Use at least 1.")
         self.dataset = dataset
@@ -153,7 +164,7 @@ class InputPipeline:
         rows = self._open_rows(epoch)
         stopped = threading.Event()
         pool = ThreadPoolExecutor(self.num_threads, "manyeyes-input")
-        num_rows = min(self.num_examples, self.global_batch_size // self.world_size + 2)
+        num_rows = min(self.num_examples, self.global_batch_size // self.num_parts * len(self.parts) + 4)
         buffers = [np.empty((num_rows, *self.image_shape), np.uint8) for _ in range(self.prefetch + _NUM_BATCHES_HELD)]
         started: deque[tuple[Batch, list[Future[None]]]] = deque()
         next_step = start_step
@@ -194,7 +205,8 @@ class InputPipeline:
         """Hand out the work on one batch; its arrays are filled when the tasks are done."""
         batch_start = step * self.global_batch_size
         batch_stop = min(batch_start + self.global_batch_size, self.num_examples)
-        start, stop = worker_slice(batch_start, batch_stop, self.rank, self.world_size)
+        slices = [part_slice(batch_start, batch_stop, part, self.num_parts) for part in self.parts]
+        start, stop = slices[0][0], slices[-1][1]
         first, last = start, stop
         if self.mix and start < stop:
             # The other half of a pair may belong to the neighbour: it is made too, mixed in, and left out.
@@ -212,10 +224,13 @@ class InputPipeline:
             lam=np.empty(num_made, np.float32) if self.mix else None,
         )
         tasks = [
-            pool.submit(self._make, _part(made, low, min(low + self._task_rows, num_made)), first + low, rows, stopped)
+            pool.submit(
+                self._make, rows_of(made, low, min(low + self._task_rows, num_made)), first + low, rows, stopped
+            )
             for low in range(0, num_made, self._task_rows)
         ]
-        return _part(made, start - first, stop - first), tasks
+        taken = rows_of(made, start - first, stop - first)
+        return replace(taken, part_sizes=tuple(high - low for low, high in slices)), tasks
 
     @property
     def _task_rows(self) -> int:
@@ -263,8 +278,8 @@ class InputPipeline:
             ) from error
 
 
-def _part(batch: Batch, low: int, high: int) -> Batch:
-    """The rows [low, high) of a batch, sharing its arrays."""
+def rows_of(batch: Batch, low: int, high: int) -> Batch:
+    """The rows [low, high) of a batch as a batch of one part, sharing its arrays."""
     return replace(
         batch,
         images=batch.images[low:high],
@@ -272,6 +287,7 @@ def _part(batch: Batch, low: int, high: int) -> Batch:
         example_indices=batch.example_indices[low:high],
         labels_b=None if batch.labels_b is None else batch.labels_b[low:high],
         lam=None if batch.lam is None else batch.lam[low:high],
+        part_sizes=(),
     )
 
 

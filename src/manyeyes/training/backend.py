@@ -9,9 +9,9 @@ import platform
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
-from manyeyes.engines.base import threads_per_worker
+from manyeyes.engines.base import GangContext, threads_per_worker
 from manyeyes.errors import MissingExtraError
 from manyeyes.models.registry import Precision
 
@@ -19,8 +19,12 @@ from manyeyes.models.registry import Precision
 _BFLOAT16_CPU_FLAGS = {"avx512_bf16", "amx_bf16", "bf16"}
 
 
-def prepare(seed: int) -> None:
-    """Load TensorFlow and fix what a result depends on: seeds, determinism of operations, number of threads.
+def prepare(seed: int, num_threads: int | None = None, context: GangContext | None = None) -> None:
+    """Load TensorFlow and fix what a result depends on: seeds, determinism of operations, number of threads, GPUs.
+
+    Args:
+        num_threads: for one operation; None: this process's share of the cores.
+        context: of a worker in a gang: workers on one host share out its GPUs, one to each.
 
     Raises:
         MissingExtraError: TensorFlow or Keras is not installed.
@@ -31,12 +35,15 @@ def prepare(seed: int) -> None:
         with _native_messages_dropped():
             tf = importlib.import_module("tensorflow")
             keras = importlib.import_module("keras")
-            threads = threads_per_worker()
+            threads = num_threads or threads_per_worker()
             # TensorFlow refuses once it has run anything in this process; then the threads are what they are.
             with contextlib.suppress(RuntimeError):
                 tf.config.threading.set_intra_op_parallelism_threads(threads)
                 tf.config.threading.set_inter_op_parallelism_threads(1)
-            for gpu in tf.config.list_physical_devices("GPU"):
+            gpus = _own_gpus(tf.config.list_physical_devices("GPU"), context)
+            with contextlib.suppress(RuntimeError):
+                tf.config.set_visible_devices(gpus, "GPU")
+            for gpu in gpus:
                 with contextlib.suppress(RuntimeError):
                     tf.config.experimental.set_memory_growth(gpu, True)
     except ModuleNotFoundError:
@@ -73,6 +80,22 @@ def versions() -> dict[str, str]:
         "keras": keras.__version__,
         "numpy": np.__version__,
     }
+
+
+def _own_gpus(gpus: list[Any], context: GangContext | None) -> list[Any]:
+    """The GPU of a worker: the one that has its number among the workers of its host. Alone, it has the first."""
+    if context is None or not gpus:
+        return gpus[:1]
+    hosts = [address.rpartition(":")[0] for address in context.addresses] or [""]
+    local_rank = hosts[: context.rank].count(hosts[context.rank])
+    return [gpus[local_rank % len(gpus)]]
+
+
+def num_gpus() -> int:
+    """GPUs of this machine that TensorFlow can use."""
+    import tensorflow as tf
+
+    return len(tf.config.list_physical_devices("GPU"))
 
 
 def _cpu_flags() -> set[str]:

@@ -79,6 +79,11 @@ def name_of_step(global_step: int) -> str:
     return f"step-{global_step:08d}"
 
 
+def step_of_name(name: str) -> int:
+    """The global_step of a checkpoint's directory name."""
+    return int(name[5:])
+
+
 def save(directory: str, state: TrainState, arrays: Arrays) -> str:
     """Publish a checkpoint in the checkpoints directory at URI `directory`; returns its name."""
     name = name_of_step(state.global_step)
@@ -132,6 +137,12 @@ def load(directory: str, name: str) -> Checkpoint:
     except (ValueError, SafetensorError, ConfigError) as error:
         raise CheckpointError(f"The checkpoint {uri} is damaged: {error}.") from None
     return Checkpoint(state, arrays)
+
+
+def newest_whole(directory: str, on_damaged: Callable[[str], None] = warnings.warn) -> str | None:
+    """The name of the newest checkpoint that is whole, or None."""
+    found = load_latest(directory, on_damaged)
+    return None if found is None else name_of_step(found.state.global_step)
 
 
 def load_latest(directory: str, on_damaged: Callable[[str], None] = warnings.warn) -> Checkpoint | None:

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from manyeyes.training.clock import WorkerSpeed
+
 
 @dataclass(frozen=True)
 class Started:
@@ -19,6 +21,7 @@ class Started:
     epochs: int
     global_batch_size: int
     global_step: int
+    world_size: int = 1
 
 
 @dataclass(frozen=True)
@@ -39,6 +42,7 @@ class Progress:
         loss, accuracy: over this epoch so far; under augmentation, mix and dropout.
         images_per_second, input_wait_share: over this session so far; the share of time that the step waited for input.
         remaining_seconds: until the last epoch ends, by the speed so far.
+        workers: how fast each worker goes; empty where there is one.
     """
 
     epoch: int
@@ -50,6 +54,7 @@ class Progress:
     images_per_second: float
     input_wait_share: float
     remaining_seconds: float
+    workers: tuple[WorkerSpeed, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -66,5 +71,12 @@ class EpochEnd:
     seconds: float
 
 
-Event = Started | Notice | Progress | EpochEnd
+@dataclass(frozen=True)
+class Saved:
+    """A checkpoint stands."""
+
+    global_step: int
+
+
+Event = Started | Notice | Progress | EpochEnd | Saved
 OnEvent = Callable[[Event], None]

@@ -3,7 +3,7 @@
 metrics.jsonl has one JSON object a line. Every `log_every_steps` steps, over the steps since the line before:
     {"kind": "step", "epoch", "step", "global_step", "loss", "accuracy", "learning_rate", "images_per_second",
      "input_wait_share"}
-and after every epoch:
+with, where there are several workers, "workers": one object each (see clock.WorkerSpeed); and after every epoch:
     {"kind": "epoch", "epoch", "global_step", "loss", "accuracy", "val_loss", "val_accuracy", "learning_rate",
      "seconds"}
 `epoch` counts from 1 in files and on screens; `val_…` is null where there is no val split. What is not finite is null.
@@ -16,7 +16,7 @@ import math
 from typing import Any
 
 from manyeyes import storage
-from manyeyes.training.run import METRICS_NAME
+from manyeyes.training.run import METRICS_NAME, Run
 
 TENSORBOARD = "tb"
 
@@ -28,17 +28,24 @@ class Journal:
     """Appends to the metrics of one run.
 
     Args:
-        run_uri: the run directory.
+        run: whose directory it writes to.
         global_step: lines of later steps, left by a session that was killed, are removed.
         tensorboard: whether events are written too.
+        mlflow: a tracking URI of MLflow, or "".
     """
 
-    def __init__(self, run_uri: str, global_step: int, tensorboard: bool) -> None:
+    def __init__(self, run: Run, global_step: int, tensorboard: bool, mlflow: str = "") -> None:
+        run_uri = run.uri
         self._uri = storage.join(run_uri, METRICS_NAME)
         self._lines = [line for line in _read_lines(self._uri) if json.loads(line)["global_step"] <= global_step]
         self._local = storage.is_local(run_uri)
         storage.write_bytes(self._uri, "".join(self._lines).encode())
         self._writer: Any = None
+        self._tracker: Any = None
+        if mlflow:
+            from manyeyes.training.mlflow_tracker import MlflowTracker
+
+            self._tracker = MlflowTracker(run, mlflow)
         if tensorboard and self._local:
             import tensorflow as tf
 
@@ -56,26 +63,43 @@ class Journal:
             self._lines.append(line)
             if values["kind"] == "epoch":
                 storage.write_bytes(self._uri, "".join(self._lines).encode())
+        scalars = scalars_of(values)
         if self._writer is not None:
-            self._write_events(**values)
+            self._write_events(scalars, values["global_step"])
+        if self._tracker is not None:
+            self._tracker.log(scalars, values["global_step"])
 
-    def _write_events(self, kind: str, global_step: int, **values: Any) -> None:
+    def _write_events(self, scalars: dict[str, float], global_step: int) -> None:
         import tensorflow as tf
 
         # What tf.summary.scalar writes, which needs TensorBoard itself to be installed.
         metadata = tf.compat.v1.SummaryMetadata(data_class=_DATA_CLASS_SCALAR)
         metadata.plugin_data.plugin_name = "scalars"
         with self._writer.as_default():
-            for name, value in values.items():
-                if name not in ("epoch", "step") and value is not None:
-                    tensor = tf.constant(value, tf.float32)
-                    tf.summary.write(f"{kind}/{name}", tensor, step=global_step, metadata=metadata)
+            for name, value in scalars.items():
+                tf.summary.write(name, tf.constant(value, tf.float32), step=global_step, metadata=metadata)
         self._writer.flush()
 
     def close(self) -> None:
         """Flush the events."""
         if self._writer is not None:
             self._writer.close()
+        if self._tracker is not None:
+            self._tracker.close()
+
+
+def scalars_of(values: dict[str, Any]) -> dict[str, float]:
+    """What can be drawn as curves: `step/loss`, and of each worker `step/worker0/images_per_second`."""
+    kind = values["kind"]
+    scalars = {
+        f"{kind}/{name}": value
+        for name, value in values.items()
+        if name not in ("kind", "epoch", "step", "global_step", "workers") and value is not None
+    }
+    for worker in values.get("workers", ()):
+        prefix = f"{kind}/worker{worker['rank']}"
+        scalars |= {f"{prefix}/{name}": float(value) for name, value in worker.items() if name != "rank"}
+    return scalars
 
 
 def _read_lines(uri: str) -> list[str]:

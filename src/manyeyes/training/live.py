@@ -1,4 +1,4 @@
-"""A training as people watch it: one live line on a terminal, plain lines in a file or a pipe."""
+"""A training as people watch it: a live line, and one a worker, on a terminal; plain lines in a file or a pipe."""
 
 from __future__ import annotations
 
@@ -7,7 +7,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
-from manyeyes.training.events import EpochEnd, Event, Notice, Progress, Started
+from manyeyes.training.clock import WorkerSpeed
+from manyeyes.training.events import EpochEnd, Event, Notice, Progress, Saved, Started
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -25,8 +26,11 @@ def live_line(console: Console) -> Iterator[Callable[[Event], None]]:
         with Live(console=console, refresh_per_second=8, transient=True) as live:
 
             def show(event: Event) -> None:
+                if isinstance(event, Saved):
+                    return
                 if isinstance(event, Progress):
-                    live.update(Text(describe(event), no_wrap=True, overflow="ellipsis"))
+                    lines = [describe(event), *(describe_worker(worker) for worker in event.workers)]
+                    live.update(Text("\n".join(lines), no_wrap=True, overflow="ellipsis"))
                 else:
                     live.console.print(describe(event), soft_wrap=True, markup=False)
 
@@ -37,11 +41,15 @@ def live_line(console: Console) -> Iterator[Callable[[Event], None]]:
 
     def print_plainly(event: Event) -> None:
         nonlocal printed_at
+        if isinstance(event, Saved):
+            return
         if isinstance(event, Progress):
             if time.monotonic() - printed_at < SECONDS_BETWEEN_PLAIN_LINES:
                 return
             printed_at = time.monotonic()
         console.print(describe(event), soft_wrap=True, markup=False)
+        for worker in event.workers if isinstance(event, Progress) else ():
+            console.print(describe_worker(worker), soft_wrap=True, markup=False)
 
     yield print_plainly
 
@@ -52,7 +60,8 @@ def describe(event: Event) -> str:
         model = f"{event.model} ({event.num_parameters:,} parameters, {event.precision})"
         epochs = f"{event.epochs} x {event.num_examples:,} examples, {event.steps_per_epoch:,} steps an epoch"
         going_on = f", going on after step {event.global_step}" if event.global_step else ""
-        return f"{model}: {epochs} with {event.global_batch_size} each{going_on}"
+        workers = f" on {event.world_size} workers" if event.world_size > 1 else ""
+        return f"{model}: {epochs} with {event.global_batch_size} each{workers}{going_on}"
     if isinstance(event, Progress):
         return (
             # What matters most comes first: a narrow terminal cuts off the end.
@@ -72,6 +81,15 @@ def describe(event: Event) -> str:
     if isinstance(event, Notice):
         return f"note: {event.text}"
     raise TypeError(f"{event!r} is not an event of training.")
+
+
+def describe_worker(worker: WorkerSpeed) -> str:
+    """One line for people."""
+    straggler = "  straggler: the others wait for it" if worker.is_straggler else ""
+    return (
+        f"  worker {worker.rank}  {worker.images_per_second:,.0f} images/s  compute {worker.compute_share:.0%}  "
+        f"communication {worker.communication_share:.0%}  input wait {worker.input_wait_share:.0%}{straggler}"
+    )
 
 
 def _duration(seconds: float) -> str:

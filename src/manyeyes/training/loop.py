@@ -4,98 +4,26 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import signal
 import time
-from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 
-from manyeyes.data.dataset import Dataset
-from manyeyes.data.pipeline import Batch, InputPipeline
 from manyeyes.errors import NonFiniteLossError
-from manyeyes.models.registry import build
 from manyeyes.training import checkpoint
 from manyeyes.training.checkpoint import TrainState
-from manyeyes.training.events import EpochEnd, OnEvent, Progress
-from manyeyes.training.interrupts import StopWish, stop_on_signals
+from manyeyes.training.events import EpochEnd, OnEvent, Progress, Saved
+from manyeyes.training.interrupts import StopWish
 from manyeyes.training.journal import Journal
-from manyeyes.training.optimizers import create_optimizer
+from manyeyes.training.plan import Plan
 from manyeyes.training.run import Run
-from manyeyes.training.schedules import scale_at
 from manyeyes.training.settings import TrainSettings
-from manyeyes.training.step import Loss
-from manyeyes.training.strategy import Part, SingleWorker, Strategy, Totals
+from manyeyes.training.strategy import Strategy, Totals
 
 # How often the loss is fetched to see whether it is finite: a fetch waits for the device.
 CHECK_EVERY_STEPS = 10
 SECONDS_BETWEEN_PROGRESS = 0.25
-
-
-def create_strategy(run: Run, settings: TrainSettings, data: Dataset) -> SingleWorker:
-    """The strategy with the model and the optimizer of a run."""
-    weighted = settings.train.class_weights == "balanced"
-    loss = Loss(
-        num_classes=len(run.class_names),
-        label_smoothing=settings.train.label_smoothing,
-        class_weights=balanced_weights(data.manifest.counts.written[settings.data.train_split]) if weighted else (),
-    )
-    strategy = SingleWorker(loss, settings.optimizer.ema)
-    strategy.build(
-        lambda: build(run.model, run.precision),
-        lambda model: create_optimizer(settings.optimizer, model, loss_scaling=run.precision == "float16"),
-    )
-    return strategy
-
-
-def balanced_weights(num_by_label: list[int]) -> tuple[float, ...]:
-    """num_examples / (num_classes * examples of the class): all classes weigh the same in sum; 0 where none."""
-    total, num_classes = sum(num_by_label), len(num_by_label)
-    return tuple(total / (num_classes * num) if num else 0.0 for num in num_by_label)
-
-
-class Clock:
-    """How fast a session goes, and how long its steps wait for input."""
-
-    def __init__(self) -> None:
-        self._start = time.perf_counter()
-        self._step_seconds = 0.0
-        self._wait_seconds = 0.0
-        self._num_examples = 0
-        self._num_steps = 0
-
-    @property
-    def seconds(self) -> float:
-        """Since the session began."""
-        return time.perf_counter() - self._start
-
-    @property
-    def images_per_second(self) -> float:
-        """Over all steps but the first, in which the step is compiled."""
-        return self._num_examples / self._step_seconds if self._step_seconds else 0.0
-
-    @property
-    def seconds_per_step(self) -> float:
-        """Over all steps but the first."""
-        return self._step_seconds / max(1, self._num_steps - 1)
-
-    @property
-    def input_wait_share(self) -> float:
-        """Share of the steps' time spent waiting for input."""
-        return self._wait_seconds / self._step_seconds if self._step_seconds else 0.0
-
-    def timed(self, batches: Iterator[Batch]) -> Iterator[Batch]:
-        """Yield the batches and time the waiting for them and what is done with them."""
-        while True:
-            asked = time.perf_counter()
-            batch = next(batches, None)
-            if batch is None:
-                return
-            got = time.perf_counter()
-            yield batch
-            if self._num_steps:
-                self._wait_seconds += got - asked
-                self._step_seconds += time.perf_counter() - asked
-                self._num_examples += batch.global_size
-            self._num_steps += 1
 
 
 class Loop:
@@ -104,27 +32,20 @@ class Loop:
     Attributes:
         last_train, last_val: totals of the last epoch that ended here, or None.
         interrupted_by: the number of the signal that ended it, or None.
-        clock: of this session.
     """
 
     def __init__(
-        self,
-        run: Run,
-        settings: TrainSettings,
-        strategy: Strategy,
-        train_pipeline: InputPipeline,
-        val_pipeline: InputPipeline | None,
-        notify: OnEvent,
+        self, run: Run, settings: TrainSettings, strategy: Strategy, notify: OnEvent, wish: StopWish | None = None
     ) -> None:
         self.run = run
         self.settings = settings
         self.strategy = strategy
-        self.train_pipeline = train_pipeline
-        self.val_pipeline = val_pipeline
         self.notify = notify
+        self.plan = Plan(settings, strategy.steps_per_epoch)
         self.last_train: Totals | None = None
         self.last_val: Totals | None = None
         self.interrupted_by: int | None = None
+        self._wish = StopWish() if wish is None else wish
 
     def run_from(self, state: TrainState) -> TrainState:
         """Do what is left of the run after `state`; returns the state of the last checkpoint.
@@ -132,39 +53,48 @@ class Loop:
         Raises:
             NonFiniteLossError: the loss became NaN or infinite; no checkpoint is written then.
         """
-        self.clock = Clock()
-        self.journal = Journal(self.run.uri, state.global_step, self.settings.train.tensorboard)
         self._saved_at = time.monotonic()
         self._shown_at = -SECONDS_BETWEEN_PROGRESS
-        with contextlib.closing(self.journal), stop_on_signals() as wish:
-            while not state.finished and not wish:
-                state = self._run_epoch(state, wish)
-        self.interrupted_by = None if state.finished else wish.signal_number
+        train = self.settings.train
+        self._journal = (
+            Journal(self.run, state.global_step, train.tensorboard, train.mlflow) if self.strategy.is_chief else None
+        )
+        with contextlib.closing(self._journal) if self._journal else contextlib.nullcontext():
+            is_interrupted = False
+            while not state.finished and not is_interrupted:
+                state, is_interrupted = self._run_epoch(state)
+        if is_interrupted:
+            # Where another worker got the signal, this one has none.
+            self.interrupted_by = self._wish.signal_number or signal.SIGINT
         return state
 
-    def _run_epoch(self, state: TrainState, wish: StopWish) -> TrainState:
+    def _run_epoch(self, state: TrainState) -> tuple[TrainState, bool]:
+        """Returns the state at the end, and whether a wish ended it; the last checkpoint is that of the state."""
         started = time.perf_counter()
-        self.strategy.let_learn(self._learning_part(state.epoch))
-        if 0 < state.epoch == self.settings.train.freeze_backbone_epochs and state.step == 0:
-            self.strategy.reset_optimizer()
         self.strategy.set_totals(Totals(*state.totals))
         self._logged = Totals(*state.logged)
-        with contextlib.closing(self.train_pipeline.batches(state.epoch, state.step)) as batches:
-            for batch in self.clock.timed(batches):
-                self.strategy.step(batch, self._learning_rate(batch.epoch, batch.step), state.global_step)
-                state = dataclasses.replace(state, step=state.step + 1, global_step=state.global_step + 1)
-                self._watch(state)
-                if state.step < self.train_pipeline.steps_per_epoch:
-                    if wish or self._is_checkpoint_due(state):
+        must_stop = False
+        with contextlib.closing(self.strategy.steps(state.epoch, state.step, state.global_step)) as steps:
+            for num_steps in steps:
+                before = state
+                state = dataclasses.replace(
+                    state, step=state.step + num_steps, global_step=state.global_step + num_steps
+                )
+                must_stop = self.strategy.must_stop(bool(self._wish), state.step)
+                self._watch(state, before)
+                if state.step < self.strategy.steps_per_epoch:
+                    if must_stop or self._is_checkpoint_due(state, before):
                         self._save(state)
-                    if wish:
-                        return state
-        return self._end_epoch(state, started)
+                    if must_stop:
+                        return state, True
+        state = self._end_epoch(state, started)
+        return state, not state.finished and self.strategy.must_stop(must_stop or bool(self._wish), 0)
 
     def _end_epoch(self, state: TrainState, started: float) -> TrainState:
         train = self.last_train = self._checked_totals(state)
-        learning_rate = self._learning_rate(state.epoch, state.step - 1)
-        val = self.last_val = self._validate()
+        learning_rate = self.plan.learning_rate(state.epoch, state.step - 1)
+        self.strategy.check()
+        val = self.last_val = self.strategy.evaluate()
         if val is not None and not np.isfinite(val.loss):
             raise self._non_finite("The val loss became NaN or infinite", state.global_step - 1)
         is_best = val is not None and (state.best_val_accuracy is None or val.accuracy > state.best_val_accuracy)
@@ -189,7 +119,7 @@ class Loop:
         gives_up = val is not None and 0 < patience <= state.epochs_without_gain
         state = dataclasses.replace(state, finished=gives_up or epoch == self.settings.train.epochs)
         seconds = time.perf_counter() - started
-        self.journal.write(
+        self._write(
             kind="epoch",
             epoch=epoch,
             global_step=state.global_step,
@@ -215,23 +145,22 @@ class Loop:
         )
         return state
 
-    def _validate(self) -> Totals | None:
-        if self.val_pipeline is None:
-            return None
-        with contextlib.closing(self.val_pipeline.batches(0)) as batches:
-            return self.strategy.evaluate(batches)
+    def _write(self, **values: Any) -> None:
+        if self._journal is not None:
+            self._journal.write(**values)
 
-    def _watch(self, state: TrainState) -> None:
-        logs = state.step % self.settings.train.log_every_steps == 0
+    def _watch(self, state: TrainState, before: TrainState) -> None:
+        logs = _crosses(before.step, state.step, self.settings.train.log_every_steps)
         now = time.perf_counter()
         shows = now - self._shown_at >= SECONDS_BETWEEN_PROGRESS
-        if not (logs or shows or state.step % CHECK_EVERY_STEPS == 0):
+        if not (logs or shows or _crosses(before.step, state.step, CHECK_EVERY_STEPS)):
             return
         totals = self._checked_totals(state)
-        learning_rate = self._learning_rate(state.epoch, state.step - 1)
+        learning_rate = self.plan.learning_rate(state.epoch, state.step - 1)
+        workers = self.strategy.workers
         if logs:
             recent, self._logged = totals.since(self._logged), totals
-            self.journal.write(
+            self._write(
                 kind="step",
                 epoch=state.epoch + 1,
                 step=state.step,
@@ -239,12 +168,13 @@ class Loop:
                 loss=recent.mean_loss,
                 accuracy=recent.accuracy,
                 learning_rate=learning_rate,
-                images_per_second=self.clock.images_per_second,
-                input_wait_share=self.clock.input_wait_share,
+                images_per_second=self.strategy.clock.images_per_second,
+                input_wait_share=self.strategy.clock.input_wait_share,
+                **({"workers": [dataclasses.asdict(each) for each in workers]} if workers else {}),
             )
         if shows:
             self._shown_at = now
-            num_steps = self.settings.train.epochs * self.train_pipeline.steps_per_epoch
+            num_steps = self.settings.train.epochs * self.strategy.steps_per_epoch
             self.notify(
                 Progress(
                     epoch=state.epoch + 1,
@@ -253,9 +183,10 @@ class Loop:
                     loss=totals.mean_loss,
                     accuracy=totals.accuracy,
                     learning_rate=learning_rate,
-                    images_per_second=self.clock.images_per_second,
-                    input_wait_share=self.clock.input_wait_share,
-                    remaining_seconds=(num_steps - state.global_step) * self.clock.seconds_per_step,
+                    images_per_second=self.strategy.clock.images_per_second,
+                    input_wait_share=self.strategy.clock.input_wait_share,
+                    remaining_seconds=(num_steps - state.global_step) * self.strategy.clock.seconds_per_step,
+                    workers=workers,
                 )
             )
 
@@ -267,37 +198,21 @@ class Loop:
         return totals
 
     def _non_finite(self, what: str, global_step: int) -> NonFiniteLossError:
-        epoch, step = divmod(global_step, self.train_pipeline.steps_per_epoch)
+        epoch, step = divmod(global_step, self.strategy.steps_per_epoch)
         advice = "Try a lower optimizer.learning_rate, a longer schedule.warmup_epochs, or optimizer.clip_norm=1"
         if self.run.precision != "float32":
             advice += ", or train.precision=float32"
         return NonFiniteLossError(
             f"{what} in step {step + 1} of epoch {epoch + 1} (global step {global_step + 1}) at learning rate "
-            f"{self._learning_rate(epoch, step):.3g}. {advice}."
+            f"{self.plan.learning_rate(epoch, step):.3g}. {advice}."
         )
 
-    def _is_frozen(self, epoch: int) -> bool:
-        return epoch < self.settings.train.freeze_backbone_epochs
-
-    def _learning_part(self, epoch: int) -> Part:
-        if self._is_frozen(epoch):
-            return "head"
-        settings = self.settings.train
-        return "all_but_norms" if settings.freeze_backbone_epochs and settings.freeze_norms else "all"
-
-    def _learning_rate(self, epoch: int, step: int) -> float:
-        settings, steps_per_epoch = self.settings, self.train_pipeline.steps_per_epoch
-        scale = scale_at(settings.schedule, epoch + step / steps_per_epoch, settings.train.epochs, 1 / steps_per_epoch)
-        if settings.train.freeze_backbone_epochs and not self._is_frozen(epoch):
-            scale *= settings.train.unfrozen_scale
-        return settings.optimizer.peak_learning_rate * scale
-
-    def _is_checkpoint_due(self, state: TrainState) -> bool:
+    def _is_checkpoint_due(self, state: TrainState, before: TrainState) -> bool:
         every_steps, every_seconds = (
             self.settings.train.checkpoint_every_steps,
             self.settings.train.checkpoint_every_seconds,
         )
-        by_steps = every_steps > 0 and state.global_step % every_steps == 0
+        by_steps = every_steps > 0 and _crosses(before.global_step, state.global_step, every_steps)
         return by_steps or 0 < every_seconds <= time.monotonic() - self._saved_at
 
     def _save(self, state: TrainState) -> None:
@@ -306,6 +221,8 @@ class Loop:
             state = dataclasses.replace(
                 state, totals=dataclasses.astuple(totals), logged=dataclasses.astuple(self._logged)
             )
+        if not self.strategy.is_chief:
+            return  # it has the same weights
         arrays = self.strategy.arrays()
         for key, array in arrays["model"].items():
             if not np.isfinite(array).all():
@@ -313,3 +230,9 @@ class Loop:
         checkpoint.save(self.run.checkpoints_uri, state, arrays)
         checkpoint.prune(self.run.checkpoints_uri, self.settings.train.keep_checkpoints, state.best_step)
         self._saved_at = time.monotonic()
+        self.notify(Saved(state.global_step))
+
+
+def _crosses(before: int, after: int, every: int) -> bool:
+    """Whether a multiple of `every` lies in (before, after]; a round is many steps at once."""
+    return after // every > before // every

@@ -31,7 +31,7 @@ def create_optimizer(
     variables = list(model.trainable_variables)
     decay = settings.weight_decay
     common: dict[str, Any] = {
-        "learning_rate": settings.peak_learning_rate,
+        "learning_rate": settings.peak_learning_rate(None),  # every step sets it
         "weight_decay": decay or None,
         "global_clipnorm": settings.clip_norm or None,
         "name": settings.name,

@@ -26,8 +26,9 @@ KEEPING = frozenset(
         "keep_checkpoints",
         "log_every_steps",
         "tensorboard",
+        "mlflow",
     )
-)
+) | {f"strategy.{name}" for name in ("step_timeout_seconds", "max_restarts", "restart_seconds", "max_lost_workers")}
 
 
 @dataclass(frozen=True)
@@ -85,6 +86,9 @@ class OptimizerSettings:
     Attributes:
         name: "sgd", "adamw", "lamb", "lars" or "muon".
         learning_rate: the peak that the schedule scales; None: that of DEFAULT_LEARNING_RATES.
+        learning_rate_rule: how the peak follows the global batch size: "none"; "linear" (times global_batch_size /
+            base_batch_size, for sgd) or "sqrt" (times its root, for adamw and lamb).
+        base_batch_size: the global batch size for which learning_rate was chosen; matters with a rule only.
         momentum: of sgd, lars and muon; 0 is plain gradient descent.
         nesterov: with sgd and muon: look ahead along the momentum.
         weight_decay: decoupled for every optimizer, also sgd: each step first takes learning_rate * weight_decay * w
@@ -95,6 +99,8 @@ class OptimizerSettings:
 
     name: Literal["sgd", "adamw", "lamb", "lars", "muon"] = "adamw"
     learning_rate: float | None = None
+    learning_rate_rule: Literal["none", "linear", "sqrt"] = "none"
+    base_batch_size: int = 64
     momentum: float = 0.9
     nesterov: bool = False
     weight_decay: float = 1e-4
@@ -104,6 +110,8 @@ class OptimizerSettings:
     def __post_init__(self) -> None:
         if self.learning_rate is not None and not self.learning_rate > 0:
             raise ConfigError(f"optimizer.learning_rate={self.learning_rate} must be above 0.")
+        if self.base_batch_size < 1:
+            raise ConfigError(f"optimizer.base_batch_size={self.base_batch_size} must be at least 1.")
         if not 0 <= self.momentum < 1:
             raise ConfigError(f"optimizer.momentum={self.momentum} must be in [0, 1).")
         if not 0 <= self.ema < 1:
@@ -111,10 +119,12 @@ class OptimizerSettings:
         if self.weight_decay < 0 or self.clip_norm < 0:
             raise ConfigError("optimizer.weight_decay and optimizer.clip_norm must not be below 0.")
 
-    @property
-    def peak_learning_rate(self) -> float:
+    def peak_learning_rate(self, global_batch_size: int | None) -> float:
         """The learning rate that the schedule scales."""
-        return DEFAULT_LEARNING_RATES[self.name] if self.learning_rate is None else self.learning_rate
+        rate = DEFAULT_LEARNING_RATES[self.name] if self.learning_rate is None else self.learning_rate
+        if self.learning_rate_rule == "none" or global_batch_size is None:
+            return rate
+        return rate * (global_batch_size / self.base_batch_size) ** (0.5 if self.learning_rate_rule == "sqrt" else 1.0)
 
 
 DEFAULT_LEARNING_RATES = {"sgd": 0.05, "adamw": 1e-3, "lamb": 2e-3, "lars": 1.0, "muon": 1e-3}
@@ -170,6 +180,8 @@ class LoopSettings:
         keep_checkpoints: how many of the last are kept, beside the best.
         log_every_steps: steps between two lines of metrics.jsonl.
         tensorboard: whether TensorBoard events are written.
+        mlflow: a tracking URI of MLflow, to which metrics go too; "": none.
+        xla: let XLA compile the computation of gradients; not with norms synchronized over workers.
     """
 
     epochs: int = 10
@@ -187,6 +199,8 @@ class LoopSettings:
     keep_checkpoints: int = 2
     log_every_steps: int = 50
     tensorboard: bool = True
+    mlflow: str = ""
+    xla: bool = False
 
     def __post_init__(self) -> None:
         for name in ("epochs", "global_batch_size", "keep_checkpoints", "log_every_steps"):
@@ -210,6 +224,73 @@ class LoopSettings:
 
 
 @dataclass(frozen=True)
+class StrategySettings:
+    """How several workers train one model; see docs/guides/training.md.
+
+    Attributes:
+        name: "allreduce" (all workers take every step together) or "diloco" (each takes local steps of its own, and
+            their weights are brought together once a round).
+        virtual_workers: parts that a global batch is always cut into, whichever workers compute them. With allreduce
+            the weights are then the same bits on any number of workers; None: one a worker, as fast as it goes. With
+            diloco: the slices that train side by side; None: one a worker of the first session.
+        threads_per_virtual_worker: that compute one part; fixed, as sums depend on it.
+        accumulate_steps: with allreduce: parts that each worker computes one after another, to save memory.
+        sync_norms: with allreduce: whether batch normalisations take their moments over the global batch; None: they
+            do, except with virtual workers, which have moments of their own.
+        step_timeout_seconds: a worker that has not finished a step (the first, with its compilation, too) after so
+            long hangs, and the run is started again. 0: never.
+        max_restarts: how often a run is started again after a worker died, without a new checkpoint in between.
+        restart_seconds: the wait before that; it doubles each time.
+        local_steps: with diloco: steps of a round (H).
+        outer_learning_rate, outer_momentum: with diloco: of the outer optimizer, SGD with Nesterov's momentum; 1 and 0
+            average the weights.
+        keep_inner_state: with diloco: whether a slice's optimizer goes on with its momentum in the next round, by a
+            file; else it starts each round afresh, and no bytes are spent on it.
+        wire: with diloco: the dtype in which weights and pseudogradients travel.
+        max_lost_workers: with diloco: slices of a round that may fail; the others are averaged then.
+    """
+
+    name: Literal["allreduce", "diloco"] = "allreduce"
+    virtual_workers: int | None = None
+    threads_per_virtual_worker: int = 1
+    accumulate_steps: int = 1
+    sync_norms: bool | None = None
+    step_timeout_seconds: float = 600.0
+    max_restarts: int = 3
+    restart_seconds: float = 1.0
+    local_steps: int = 100
+    outer_learning_rate: float = 0.7
+    outer_momentum: float = 0.9
+    keep_inner_state: bool = True
+    wire: Literal["float32", "bfloat16", "float16"] = "float32"
+    max_lost_workers: int = 0
+
+    def __post_init__(self) -> None:
+        for name in ("virtual_workers", "threads_per_virtual_worker", "accumulate_steps", "local_steps"):
+            if (value := getattr(self, name)) is not None and value < 1:
+                raise ConfigError(f"strategy.{name}={value} must be at least 1.")
+        for name in ("step_timeout_seconds", "max_restarts", "restart_seconds", "max_lost_workers"):
+            if getattr(self, name) < 0:
+                raise ConfigError(f"strategy.{name}={getattr(self, name)} must not be below 0.")
+        if not self.outer_learning_rate > 0 or not 0 <= self.outer_momentum < 1:
+            raise ConfigError("strategy.outer_learning_rate must be above 0, strategy.outer_momentum in [0, 1).")
+        if self.virtual_workers and (self.sync_norms or self.accumulate_steps > 1) and self.name == "allreduce":
+            raise ConfigError(
+                "strategy.virtual_workers has normalisations and parts of its own: leave sync_norms and "
+                "accumulate_steps out, or give no virtual workers."
+            )
+
+    def num_parts(self, world_size: int) -> int:
+        """The parts that a global batch is cut into."""
+        return self.virtual_workers or world_size * self.accumulate_steps
+
+    def syncs_norms(self, world_size: int) -> bool:
+        """Whether normalisations exchange their moments among so many workers."""
+        wanted = self.virtual_workers is None if self.sync_norms is None else self.sync_norms
+        return wanted and world_size > 1
+
+
+@dataclass(frozen=True)
 class TrainSettings:
     """All settings of a run; the sections of a recipe are its fields."""
 
@@ -220,6 +301,7 @@ class TrainSettings:
     optimizer: OptimizerSettings = field(default_factory=OptimizerSettings)
     schedule: ScheduleSettings = field(default_factory=ScheduleSettings)
     train: LoopSettings = field(default_factory=LoopSettings)
+    strategy: StrategySettings = field(default_factory=StrategySettings)
 
     def for_split(self, num_examples: int) -> TrainSettings:
         """The same with what depends on the number of train examples filled in.
@@ -236,6 +318,17 @@ class TrainSettings:
                 f"examples. Use at most --batch-size {num_examples}."
             )
         return dataclasses.replace(self, train=dataclasses.replace(self.train, global_batch_size=size))
+
+    def for_workers(self, world_size: int, before: Mapping[str, Any] | None = None) -> TrainSettings:
+        """The same with what depends on the number of workers filled in: the slices of diloco.
+
+        Args:
+            before: the settings of the run that is resumed; its slices stay, however many workers there are now.
+        """
+        if self.strategy.name != "diloco" or self.strategy.virtual_workers is not None:
+            return self
+        slices = ((before or {}).get("strategy") or {}).get("virtual_workers") or world_size
+        return dataclasses.replace(self, strategy=dataclasses.replace(self.strategy, virtual_workers=slices))
 
     @classmethod
     def load(

@@ -81,6 +81,9 @@ def gradients_and_sums(
         losses = loss.per_example(logits, labels, labels_b, lam)
         scaled = optimizer.scale_loss(tf.reduce_sum(losses) / tf.cast(global_size, losses.dtype))
     gradients = tape.gradient(scaled, model.trainable_variables)
+    gradients = [
+        tf.zeros_like(v) if g is None else g for g, v in zip(gradients, model.trainable_variables, strict=True)
+    ]
     main_labels = tf.where(lam >= 0.5, labels, labels_b)
     return gradients, sums(logits, losses, main_labels)
 

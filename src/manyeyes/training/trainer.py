@@ -9,17 +9,17 @@ from dataclasses import dataclass
 
 from manyeyes import config, storage
 from manyeyes.data.dataset import Dataset
-from manyeyes.data.pipeline import InputPipeline
+from manyeyes.engines.base import Engine, GangContext
+from manyeyes.engines.registry import create_engine
 from manyeyes.errors import CheckpointError, DatasetError, UsageError
 from manyeyes.models.registry import describe
-from manyeyes.training import backend, checkpoint
-from manyeyes.training.checkpoint import Checkpoint, TrainState
-from manyeyes.training.events import Event, Notice, OnEvent, Started
+from manyeyes.training import backend, checkpoint, session
+from manyeyes.training.events import Event, Notice, OnEvent
+from manyeyes.training.gang import run_gang
+from manyeyes.training.interrupts import stop_on_signals
 from manyeyes.training.run import CONFIG_NAME, Run
+from manyeyes.training.session import Job, Outcome
 from manyeyes.training.settings import KEEPING, TrainSettings, differing_keys
-
-# The val split is measured in batches of at least this many examples, however small those of the training are.
-MIN_EVALUATION_BATCH_SIZE = 64
 
 
 @dataclass(frozen=True)
@@ -63,19 +63,21 @@ def train(
     settings: TrainSettings | None = None,
     *,
     resume: bool = False,
+    engine: Engine | None = None,
+    num_workers: int | None = None,
     on_event: OnEvent | None = None,
     command: Sequence[str] = (),
 ) -> TrainResult:
-    """Train a model on a dataset and keep all about it in a run directory.
-
-    The first SIGINT or SIGTERM ends the run after the step that is under way, with a checkpoint.
+    """Train a model on the train split of a dataset and measure it on the val split after every epoch.
 
     Args:
         dataset: URI of the dataset directory.
         out: URI of the run directory; must hold no run unless `resume`.
         settings: None: the defaults or, with `resume`, those of the run.
-        resume: go on from the newest checkpoint; on one worker the weights become those of an uninterrupted run, bit
-            for bit.
+        resume: go on from the newest checkpoint, on this or another number of workers or engine. On the same number,
+            and with virtual workers on any, the weights become those of an uninterrupted run, bit for bit.
+        engine: that runs the workers; None: processes of this machine.
+        num_workers: that train together; None: one, or one for each GPU of this machine.
         on_event: called with what happens (see training.events).
         command: to be kept in config.json.
 
@@ -83,10 +85,11 @@ def train(
         What the training came to; `interrupted_by` says whether it has ended.
 
     Raises:
-        UsageError: settings that don't fit the dataset or the model, or `out` holds another run.
+        UsageError: settings that don't fit the dataset, the model or the engine, or `out` holds another run.
         DatasetError: the dataset is missing or damaged.
         NonFiniteLossError: the loss became NaN or infinite.
         CheckpointError: with `resume`: no whole checkpoint fits.
+        TrainingError: workers died too often.
     """
     notify: OnEvent = on_event or _ignore
     before = _run_before(out, resume)
@@ -94,64 +97,59 @@ def train(
         settings = TrainSettings.load(base=before.settings) if before else TrainSettings()
     data = Dataset(dataset, verify="auto")
     settings = settings.for_split(data.split(settings.data.train_split).num_examples)
+    strategy = settings.strategy
+    backend.prepare(settings.train.seed, strategy.threads_per_virtual_worker if strategy.virtual_workers else None)
+    engine = engine or create_engine("local", num_workers)
+    world_size = num_workers or (max(1, backend.num_gpus()) if engine.name == "local" else 1)
+    settings = settings.for_workers(world_size, before.settings if before else None)
     if before:
         _require_same_settings(before, settings)
     _require_classes(data, settings.data.train_split, notify)
-    backend.prepare(settings.train.seed)
     run = _describe_run(data, out, settings, command)
     if before:
         _require_same_dataset(before, run)
         run = dataclasses.replace(before, uri=run.uri)
-    train_pipeline, val_pipeline = _pipelines(data, run, settings)
-    if val_pipeline is None:
+    if settings.data.val_split not in data.split_names:
         notify(
             Notice(
                 f"The dataset has no split {settings.data.val_split!r}: nothing is measured during training, the last "
                 "checkpoint counts as the best. Ingest with a share for val to have it measured."
             )
         )
+    # Refuses what can't be shared out, before the run is there.
+    session.pipelines(data, run, settings, num_parts=strategy.num_parts(world_size), world_size=world_size)
+    newest = _newest_checkpoint(run, notify) if before else None
+    job = Job(run, settings, storage.absolute(dataset), newest)
+    with stop_on_signals() as wish:
+        if settings.strategy.name == "diloco":
+            from manyeyes.training.diloco import run_rounds
 
-    # Keras is loaded only when all that can be refused without it has been.
-    from manyeyes.training.loop import Loop, create_strategy
+            outcome = run_rounds(engine, job, notify, wish)
+        elif world_size == 1 and engine.name in ("local", "inline"):
+            outcome = session.run_session(job, GangContext(0, 1, ()), notify, wish)
+        else:
+            outcome = run_gang(engine, job, world_size, notify, wish)
+    return _result(out, run, settings, outcome)
 
-    strategy = create_strategy(run, settings, data)
-    state = TrainState(0, 0, 0, settings.train.seed, run.settings_fingerprint, run.dataset_fingerprint)
-    if before is None:
-        run.save()
-    elif found := _newest_checkpoint(run, notify):
-        strategy.load_arrays(found.arrays, f"The checkpoint of step {found.state.global_step}")
-        state = found.state
-    notify(
-        Started(
-            run=out,
-            model=run.model.name,
-            num_parameters=int(strategy.model.count_params()),
-            precision=run.precision,
-            num_examples=train_pipeline.num_examples,
-            steps_per_epoch=train_pipeline.steps_per_epoch,
-            epochs=settings.train.epochs,
-            global_batch_size=train_pipeline.global_batch_size,
-            global_step=state.global_step,
-        )
-    )
-    loop = Loop(run, settings, strategy, train_pipeline, val_pipeline, notify)
-    state = loop.run_from(state)
+
+def _result(out: str, run: Run, settings: TrainSettings, outcome: Outcome) -> TrainResult:
+    state = outcome.state
     return TrainResult(
         run=out,
         epochs=state.epoch,
         global_step=state.global_step,
-        loss=loop.last_train.mean_loss if loop.last_train else None,
-        accuracy=loop.last_train.accuracy if loop.last_train else None,
-        val_loss=loop.last_val.mean_loss if loop.last_val else None,
+        loss=outcome.loss,
+        accuracy=outcome.accuracy,
+        val_loss=outcome.val_loss,
         val_accuracy=state.best_val_accuracy,
         best_epoch=None if state.best_epoch is None else state.best_epoch + 1,
-        num_parameters=int(strategy.model.count_params()),
+        num_parameters=outcome.num_parameters,
         precision=run.precision,
-        seconds=loop.clock.seconds,
-        images_per_second=loop.clock.images_per_second,
-        input_wait_share=loop.clock.input_wait_share,
+        seconds=outcome.seconds,
+        images_per_second=outcome.images_per_second,
+        input_wait_share=outcome.input_wait_share,
         stopped_early=state.finished and state.epoch < settings.train.epochs,
-        interrupted_by=loop.interrupted_by,
+        interrupted_by=outcome.interrupted_by,
     )
 
 
@@ -232,36 +230,11 @@ def _describe_run(data: Dataset, out: str, settings: TrainSettings, command: Seq
     )
 
 
-def _pipelines(data: Dataset, run: Run, settings: TrainSettings) -> tuple[InputPipeline, InputPipeline | None]:
-    batch_size = settings.train.global_batch_size
-    assert batch_size is not None  # TrainSettings.for_split has filled it in
-    extra = run.extra_preprocessing if run.extra_preprocessing.steps else None
-    train_pipeline = InputPipeline(
-        data,
-        settings.data.train_split,
-        global_batch_size=batch_size,
-        seed=settings.train.seed,
-        augmentation=settings.augment,
-        preprocessing=extra,
-        mix=settings.mix,
-    )
-    if settings.data.val_split not in data.split_names:
-        return train_pipeline, None
-    val_pipeline = InputPipeline(
-        data,
-        settings.data.val_split,
-        global_batch_size=max(batch_size, MIN_EVALUATION_BATCH_SIZE),
-        shuffle=False,
-        preprocessing=extra,
-    )
-    return train_pipeline, val_pipeline
-
-
-def _newest_checkpoint(run: Run, notify: OnEvent) -> Checkpoint | None:
+def _newest_checkpoint(run: Run, notify: OnEvent) -> str | None:
     directory = run.checkpoints_uri
     found = checkpoint.load_latest(directory, on_damaged=lambda text: notify(Notice(text)))
     if found is None and checkpoint.names(directory):
         raise CheckpointError(f"All checkpoints of {run.uri} are damaged. Delete it and train again, without --resume.")
     if found is not None and found.state.settings_fingerprint != run.settings_fingerprint:
         raise CheckpointError(f"The checkpoints of {run.uri} are of other settings than its {CONFIG_NAME}.")
-    return found
+    return None if found is None else checkpoint.name_of_step(found.state.global_step)

@@ -1,0 +1,40 @@
+"""The model, the loss and the optimizer of a run, made as its settings say."""
+
+from __future__ import annotations
+
+from manyeyes.data.dataset import Dataset
+from manyeyes.models.registry import build
+from manyeyes.training.optimizers import create_optimizer
+from manyeyes.training.replica import Replica
+from manyeyes.training.run import Run
+from manyeyes.training.settings import TrainSettings
+from manyeyes.training.step import Loss
+from manyeyes.training.synced_norms import synchronize_norms
+
+
+def build_replica(run: Run, settings: TrainSettings, data: Dataset, *, syncs_norms: bool = False) -> Replica:
+    """Make what trains; equal in every process.
+
+    Args:
+        syncs_norms: normalise over the examples of all workers of a gang.
+    """
+    weighted = settings.train.class_weights == "balanced"
+    loss = Loss(
+        num_classes=len(run.class_names),
+        label_smoothing=settings.train.label_smoothing,
+        class_weights=balanced_weights(data.manifest.counts.written[settings.data.train_split]) if weighted else (),
+    )
+    replica = Replica(loss, settings.optimizer.ema, settings.train.seed, settings.train.xla)
+    replica.build(
+        lambda: build(run.model, run.precision),
+        lambda model: create_optimizer(settings.optimizer, model, loss_scaling=run.precision == "float16"),
+    )
+    if syncs_norms:
+        synchronize_norms(replica.model)
+    return replica
+
+
+def balanced_weights(num_by_label: list[int]) -> tuple[float, ...]:
+    """num_examples / (num_classes * examples of the class): all classes weigh the same in sum; 0 where none."""
+    total, num_classes = sum(num_by_label), len(num_by_label)
+    return tuple(total / (num_classes * num) if num else 0.0 for num in num_by_label)
