@@ -13,7 +13,7 @@ import manyeyes
 from manyeyes.errors import ManyeyesError
 
 # In the order of the journey; each is a module of this package with a function `command`.
-VERBS = ("ingest", "train", "evaluate", "export", "predict", "serve", "doctor")
+VERBS = ("ingest", "train", "evaluate", "export", "predict", "serve", "verify-scaling", "doctor")
 
 app = typer.Typer(
     name="manyeyes",
@@ -26,7 +26,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
 )
 for verb in VERBS:
-    app.command(verb)(importlib.import_module(f"manyeyes.cli.{verb}").command)
+    app.command(verb)(importlib.import_module(f"manyeyes.cli.{verb.replace('-', '_')}").command)
 
 
 def _print_version(wanted: bool) -> None:

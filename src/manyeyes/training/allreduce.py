@@ -74,6 +74,7 @@ class AllReduce:
         self._is_alone = collective.world_size == 1 and train_pipeline.num_parts == 1
         self._learning_part: Part | None = None
         self._readings = [(0.0, 0.0, 0.0, 0.0)] * collective.world_size
+        self._let_learn("all")
 
     def steps(self, epoch: int, start_step: int, global_step: int) -> Generator[int, None, None]:
         """See Strategy.steps."""
@@ -182,6 +183,13 @@ class AllReduce:
         if self._is_alone:
             self.replica.step(batch, learning_rate, global_step)
             return
+        self._apply(self.summed(batch, global_step), np.float32(learning_rate), np.int64(global_step))
+
+    def summed(self, batch: Batch, global_step: int) -> tf.Tensor:
+        """The packed work of all workers for a global batch, of which `batch` is this worker's share; float (n,).
+
+        Nothing learns from it. It begins with the gradients, in the order of the variables that learn.
+        """
         self._life.beat("compute")
         parts = dict(zip(self._train_pipeline.parts, batch.parts(), strict=True))
 
@@ -196,7 +204,7 @@ class AllReduce:
         started = time.perf_counter()
         total = self._sum_exactly(nodes) if self._is_exact else self._collective.sum(sum(nodes[1:], nodes[0]))
         self.clock.communication_seconds += time.perf_counter() - started
-        self._apply(total, np.float32(learning_rate), np.int64(global_step))
+        return total
 
     def _sum_exactly(self, nodes: list[tf.Tensor]) -> tf.Tensor:
         world_size, num_parts = self._collective.world_size, self._train_pipeline.num_parts

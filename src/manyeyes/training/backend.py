@@ -52,7 +52,7 @@ def prepare(seed: int, num_threads: int | None = None, context: GangContext | No
     tf.config.experimental.enable_op_determinism()
 
 
-def resolve_precision(wanted: Literal["auto", "float32", "bfloat16", "float16"]) -> Precision:
+def resolve_precision(wanted: Precision | Literal["auto"]) -> Precision:
     """What "auto" is here: bfloat16 where the first GPU or, without one, the CPU computes it, else float32."""
     if wanted != "auto":
         return wanted

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
 from manyeyes import config, storage
+from manyeyes.data.dataset import Dataset
 from manyeyes.errors import CheckpointError, ConfigError, UsageError
 from manyeyes.imaging.preprocessing import Preprocessing
-from manyeyes.models.registry import ModelConfig, Precision, build
-from manyeyes.training import checkpoint, weights
+from manyeyes.models.registry import ModelConfig, Precision, build, describe
+from manyeyes.training import backend, checkpoint, weights
 from manyeyes.training.checkpoint import CHECKPOINTS, Checkpoint
+from manyeyes.training.settings import TrainSettings
 
 if TYPE_CHECKING:
     import keras
@@ -147,6 +151,38 @@ class Run:
         if "ema" in chosen.arrays:
             weights.assign(weights.averaged_variables(model), chosen.arrays["ema"], what)
         return model
+
+
+def describe_run(data: Dataset, uri: str, settings: TrainSettings, command: Sequence[str] = ()) -> Run:
+    """What a training of a dataset by settings would make at `uri`.
+
+    Raises:
+        UsageError: settings that don't fit the dataset or the model.
+    """
+    if settings.model.input_shape is not None or settings.model.num_classes is not None:
+        raise UsageError(
+            "model.input_shape and model.num_classes come from the dataset. Use data.image_size for a size."
+        )
+    info = describe(settings.model.name)
+    extra = settings.data.preprocessing(
+        data.preprocessing, data.image_shape, info.default_input_size, info.resize_short
+    )
+    shape = extra.output_shape or data.image_shape
+    model = dataclasses.replace(settings.model, input_shape=shape, num_classes=len(data.class_names))
+    return Run(
+        uri=uri,
+        class_names=data.class_names,
+        model=model,
+        preprocessing=data.preprocessing.then(extra),
+        extra_preprocessing=extra,
+        dataset=storage.absolute(data.uri),
+        dataset_fingerprint=data.manifest.fingerprint,
+        precision=backend.resolve_precision(settings.train.precision),
+        averages=settings.optimizer.ema > 0,
+        settings=config.to_dict(settings),
+        versions=backend.versions(),
+        command=tuple(command),
+    )
 
 
 def config_without_weights(model: ModelConfig) -> ModelConfig:

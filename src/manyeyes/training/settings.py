@@ -189,7 +189,7 @@ class LoopSettings:
     seed: int = 0
     label_smoothing: float = 0.0
     class_weights: Literal["none", "balanced"] = "none"
-    precision: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    precision: Literal["auto", "float32", "bfloat16", "float16", "float64"] = "auto"
     freeze_backbone_epochs: int = 0
     freeze_norms: bool = True
     unfrozen_scale: float = 1.0

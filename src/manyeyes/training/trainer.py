@@ -12,12 +12,11 @@ from manyeyes.data.dataset import Dataset
 from manyeyes.engines.base import Engine, GangContext
 from manyeyes.engines.registry import create_engine
 from manyeyes.errors import CheckpointError, DatasetError, UsageError
-from manyeyes.models.registry import describe
 from manyeyes.training import backend, checkpoint, session
 from manyeyes.training.events import Event, Notice, OnEvent
 from manyeyes.training.gang import run_gang
 from manyeyes.training.interrupts import stop_on_signals
-from manyeyes.training.run import CONFIG_NAME, Run
+from manyeyes.training.run import CONFIG_NAME, Run, describe_run
 from manyeyes.training.session import Job, Outcome
 from manyeyes.training.settings import KEEPING, TrainSettings, differing_keys
 
@@ -105,7 +104,7 @@ def train(
     if before:
         _require_same_settings(before, settings)
     _require_classes(data, settings.data.train_split, notify)
-    run = _describe_run(data, out, settings, command)
+    run = describe_run(data, out, settings, command)
     if before:
         _require_same_dataset(before, run)
         run = dataclasses.replace(before, uri=run.uri)
@@ -201,33 +200,6 @@ def _require_classes(data: Dataset, split: str, notify: OnEvent) -> None:
         )
     if absent:
         notify(Notice(f"The split {split!r} has no example of: {', '.join(absent[:5])}{' …' if absent[5:] else ''}."))
-
-
-def _describe_run(data: Dataset, out: str, settings: TrainSettings, command: Sequence[str]) -> Run:
-    if settings.model.input_shape is not None or settings.model.num_classes is not None:
-        raise UsageError(
-            "model.input_shape and model.num_classes come from the dataset. Use data.image_size for a size."
-        )
-    info = describe(settings.model.name)
-    extra = settings.data.preprocessing(
-        data.preprocessing, data.image_shape, info.default_input_size, info.resize_short
-    )
-    shape = extra.output_shape or data.image_shape
-    model = dataclasses.replace(settings.model, input_shape=shape, num_classes=len(data.class_names))
-    return Run(
-        uri=out,
-        class_names=data.class_names,
-        model=model,
-        preprocessing=data.preprocessing.then(extra),
-        extra_preprocessing=extra,
-        dataset=storage.absolute(data.uri),
-        dataset_fingerprint=data.manifest.fingerprint,
-        precision=backend.resolve_precision(settings.train.precision),
-        averages=settings.optimizer.ema > 0,
-        settings=config.to_dict(settings),
-        versions=backend.versions(),
-        command=tuple(command),
-    )
 
 
 def _newest_checkpoint(run: Run, notify: OnEvent) -> str | None:
