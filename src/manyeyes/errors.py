@@ -149,12 +149,14 @@ class TaskError(EngineError):
     Args:
         message: which task, how often, and the last error.
         remote_traceback: the traceback as text, from the worker where it happened.
+        index: of the task's item; None for a worker of a gang, and where no single task is at fault.
     """
 
-    def __init__(self, message: str, remote_traceback: str = "") -> None:
-        super().__init__(message, remote_traceback)
+    def __init__(self, message: str, remote_traceback: str = "", index: int | None = None) -> None:
+        super().__init__(message, remote_traceback, index)
         self.message = message
         self.remote_traceback = remote_traceback
+        self.index = index
 
     def __str__(self) -> str:
         return f"{self.message}\n{self.remote_traceback}".rstrip()

@@ -6,6 +6,7 @@ start in the middle of an epoch costs no replay and gives the batches that an un
 
 from __future__ import annotations
 
+import copy
 import math
 import threading
 from collections import deque
@@ -146,8 +147,16 @@ class InputPipeline:
         """Global batches per epoch, the last, partial one included."""
         return -(-self.num_examples // self.global_batch_size)
 
-    def batches(self, epoch: int, start_step: int = 0) -> Generator[Batch, None, None]:
-        """Yield this worker's batches of an epoch, from `start_step` on.
+    def of_rank(self, rank: int) -> InputPipeline:
+        """The same for another worker of as many; the rows that are kept in memory are shared."""
+        if self._is_resident:
+            self._open_rows(0)
+        other = copy.copy(self)
+        other.rank, other.parts = rank, parts_of_rank(rank, self.world_size, self.num_parts)
+        return other
+
+    def batches(self, epoch: int, start_step: int = 0, stop_step: int | None = None) -> Generator[Batch, None, None]:
+        """Yield this worker's batches of an epoch, from `start_step` on, up to `stop_step` or the end.
 
         Threads work ahead until the generator ends, is closed or is dropped; then all have stopped. Where an exception
         may keep it alive, use `contextlib.closing`.
@@ -158,9 +167,10 @@ class InputPipeline:
         """
         if not 0 <= start_step <= self.steps_per_epoch:
             raise UsageError(f"start_step={start_step} is not in an epoch of {self.steps_per_epoch} steps.")
-        return self._generate(epoch, start_step)
+        stop_step = self.steps_per_epoch if stop_step is None else min(stop_step, self.steps_per_epoch)
+        return self._generate(epoch, start_step, stop_step)
 
-    def _generate(self, epoch: int, start_step: int) -> Generator[Batch, None, None]:
+    def _generate(self, epoch: int, start_step: int, stop_step: int) -> Generator[Batch, None, None]:
         rows = self._open_rows(epoch)
         stopped = threading.Event()
         pool = ThreadPoolExecutor(self.num_threads, "manyeyes-input")
@@ -169,9 +179,9 @@ class InputPipeline:
         started: deque[tuple[Batch, list[Future[None]]]] = deque()
         next_step = start_step
         try:
-            for step in range(start_step, self.steps_per_epoch):
+            for step in range(start_step, stop_step):
                 rows.advance(step * self.global_batch_size)
-                while next_step < min(step + 1 + self.prefetch, self.steps_per_epoch):
+                while next_step < min(step + 1 + self.prefetch, stop_step):
                     buffer = buffers[next_step % len(buffers)]
                     started.append(self._start(epoch, next_step, rows, buffer, pool, stopped))
                     next_step += 1

@@ -6,7 +6,7 @@ import contextlib
 import fnmatch
 import functools
 import os
-from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol, TypeVar, runtime_checkable
 
@@ -96,6 +96,18 @@ def reduce_outcomes(
         for _, first in outcomes:
             return functools.reduce(reduce_fn, (result for _, result in outcomes), first)
     return None
+
+
+@contextlib.contextmanager
+def kept_workers(engine: Engine) -> Iterator[None]:
+    """While the block runs, jobs of one function find the worker processes of the job before, where an engine can.
+
+    For jobs that follow each other and whose tasks keep in their process what is slow to make. It only saves time: a
+    task must not count on what an earlier one left.
+    """
+    keep = getattr(engine, "keep_workers", None)
+    with contextlib.nullcontext() if keep is None else keep():
+        yield
 
 
 def available_cores() -> int:

@@ -34,7 +34,7 @@ class Failure:
     def task_error(self, fn: Callable[..., Any], index: int, num_attempts: int) -> TaskError:
         """The error of a task that failed on its last attempt."""
         message = f"Task {index} ({describe_failure(fn)}) failed {num_attempts} times: {self.summary}"
-        return TaskError(message, self.traceback)
+        return TaskError(message, self.traceback, index)
 
     def gang_error(self, rank: int) -> ManyeyesError:
         """The error of a gang in which this rank failed: what was raised on purpose, else a TaskError."""
@@ -47,7 +47,7 @@ class Failure:
 def death_error(fn: Callable[..., Any], index: int, num_attempts: int, cause: str, hint: str = "") -> TaskError:
     """The error of a task that ended its worker on its last attempt; `hint`: where to look further."""
     message = f"Task {index} ({describe_failure(fn)}) ended its worker {num_attempts} times (last: {cause}). {hint}"
-    return TaskError(message.rstrip())
+    return TaskError(message.rstrip(), index=index)
 
 
 def pickle_value(value: Any, what: str) -> bytes:

@@ -70,5 +70,5 @@ def _attempt(fn: Callable[[Item], Result], item: Item, index: int) -> Result:
         except (Exception, SystemExit) as error:
             if attempt == MAX_ATTEMPTS:
                 message = f"Task {index} ({describe_failure(fn)}) failed {attempt} times: {error!r}"
-                raise TaskError(message, traceback.format_exc()) from error
+                raise TaskError(message, traceback.format_exc(), index) from error
     raise AssertionError("unreachable")

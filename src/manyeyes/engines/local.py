@@ -37,6 +37,7 @@ class LocalEngine:
 
     def __init__(self, num_workers: int | None = None) -> None:
         self.num_workers = num_workers or available_cores()
+        self._kept: list[Worker] | None = None
 
     def map(
         self,
@@ -71,11 +72,21 @@ class LocalEngine:
         finally:
             stop_workers(workers)
 
+    @contextlib.contextmanager
+    def keep_workers(self) -> Iterator[None]:
+        """See kept_workers: idle workers stay for the next job whose function is the same, until the block ends."""
+        self._kept = []
+        try:
+            yield
+        finally:
+            kept, self._kept = self._kept, None
+            stop_workers(kept)
+
     def _run(self, fn: Callable[[Item], Result], items: Iterable[Item]) -> Generator[tuple[int, Result], None, None]:
         """Yield (index, result) as tasks end. An item is drawn only when a worker is free to take it."""
         fresh = (_Task(index, item) for index, item in enumerate(items))
         again: collections.deque[_Task] = collections.deque()
-        workers: list[Worker] = []
+        workers = self._take_kept(fn)
         num_failed_starts = 0
         try:
             while True:
@@ -109,7 +120,24 @@ class LocalEngine:
                     self._hand_out(fn, workers, again, fresh)
                     yield task.index, outcome
         finally:
-            stop_workers(workers)
+            self._keep_or_stop(workers)
+
+    def _take_kept(self, fn: Callable[..., Any]) -> list[Worker]:
+        """The kept workers that have this function; the others are stopped."""
+        if not self._kept:
+            return []
+        kept, self._kept = self._kept, []
+        content = pickle_value(fn, describe_failure(fn))
+        workers = [worker for worker in kept if worker.content == content and worker.process.is_alive()]
+        stop_workers([worker for worker in kept if worker not in workers])
+        return workers
+
+    def _keep_or_stop(self, workers: list[Worker]) -> None:
+        """Keep the idle workers where they are kept; one that has a task is of a job that was given up."""
+        if self._kept is not None:
+            self._kept += [worker for worker in workers if worker.task is None]
+            workers = [worker for worker in workers if worker.task is not None]
+        stop_workers(workers)
 
     def _hand_out(
         self,

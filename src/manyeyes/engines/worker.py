@@ -31,13 +31,15 @@ class Worker:
     """The driver's side of one process.
 
     Attributes:
+        content: the pickle of its function.
         task: what it works on, for whoever feeds it; None when it is idle.
         started: whether it ever answered.
     """
 
-    def __init__(self, process: SpawnProcess, connection: Connection) -> None:
+    def __init__(self, process: SpawnProcess, connection: Connection, content: bytes) -> None:
         self.process = process
         self.connection = connection
+        self.content = content
         self.task: Any = None
         self.started = False
 
@@ -72,7 +74,7 @@ def start_worker(content: bytes, name: str, num_threads: int) -> Worker:
     process = context.Process(target=_serve_tasks, args=(content, num_threads, theirs), name=name)
     with contextlib.closing(theirs), _interrupts_deferred():
         process.start()
-    return Worker(process, ours)
+    return Worker(process, ours, content)
 
 
 @contextlib.contextmanager

@@ -60,6 +60,7 @@ class AllReduce:
         self.replica = replica
         self.clock = Clock()
         self.workers: tuple[WorkerSpeed, ...] = ()
+        self.sent_bytes: int | None = None
         self.steps_per_epoch = train_pipeline.steps_per_epoch
         self.num_parameters = int(replica.model.count_params())
         self.is_chief = collective.rank == 0

@@ -11,9 +11,14 @@ from dataclasses import dataclass
 
 @dataclass
 class StopWish:
-    """The signal that asked for an end, or None."""
+    """The signal that asked for an end, or None.
+
+    Attributes:
+        interrupts: whether the signal also interrupts what the main thread does, as Ctrl-C does.
+    """
 
     signal_number: int | None = None
+    interrupts: bool = False
 
     def __bool__(self) -> bool:
         return self.signal_number is not None
@@ -35,6 +40,8 @@ def stop_on_signals() -> Iterator[StopWish]:
         wish.signal_number = number
         for each, handler in before.items():
             signal.signal(each, handler)
+        if wish.interrupts:
+            raise KeyboardInterrupt
 
     for number in before:
         signal.signal(number, note)
@@ -43,3 +50,27 @@ def stop_on_signals() -> Iterator[StopWish]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+class InterruptedByWishError(Exception):
+    """What a block was at was cut short by a wish."""
+
+
+@contextlib.contextmanager
+def interruptible(wish: StopWish) -> Iterator[None]:
+    """Let a wish cut the block short, which may take long and can be done again.
+
+    Raises:
+        InterruptedByWishError: it did, or the wish was there before.
+    """
+    if wish:
+        raise InterruptedByWishError
+    wish.interrupts = True
+    try:
+        yield
+    except KeyboardInterrupt:
+        if not wish:
+            raise
+        raise InterruptedByWishError from None
+    finally:
+        wish.interrupts = False

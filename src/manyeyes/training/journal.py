@@ -6,6 +6,7 @@ metrics.jsonl has one JSON object a line. Every `log_every_steps` steps, over th
 with, where there are several workers, "workers": one object each (see clock.WorkerSpeed); and after every epoch:
     {"kind": "epoch", "epoch", "global_step", "loss", "accuracy", "val_loss", "val_accuracy", "learning_rate",
      "seconds"}
+Both have "sent_bytes" where workers meet in the run directory: what they read from and wrote to it meanwhile.
 `epoch` counts from 1 in files and on screens; `val_…` is null where there is no val split. What is not finite is null.
 """
 

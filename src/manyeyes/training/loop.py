@@ -73,6 +73,7 @@ class Loop:
         started = time.perf_counter()
         self.strategy.set_totals(Totals(*state.totals))
         self._logged = Totals(*state.logged)
+        sent_bytes = self._logged_bytes = self.strategy.sent_bytes
         must_stop = False
         with contextlib.closing(self.strategy.steps(state.epoch, state.step, state.global_step)) as steps:
             for num_steps in steps:
@@ -81,16 +82,17 @@ class Loop:
                     state, step=state.step + num_steps, global_step=state.global_step + num_steps
                 )
                 must_stop = self.strategy.must_stop(bool(self._wish), state.step)
-                self._watch(state, before)
+                if num_steps:
+                    self._watch(state, before)
                 if state.step < self.strategy.steps_per_epoch:
                     if must_stop or self._is_checkpoint_due(state, before):
                         self._save(state)
                     if must_stop:
                         return state, True
-        state = self._end_epoch(state, started)
+        state = self._end_epoch(state, started, sent_bytes)
         return state, not state.finished and self.strategy.must_stop(must_stop or bool(self._wish), 0)
 
-    def _end_epoch(self, state: TrainState, started: float) -> TrainState:
+    def _end_epoch(self, state: TrainState, started: float, sent_bytes: int | None) -> TrainState:
         train = self.last_train = self._checked_totals(state)
         learning_rate = self.plan.learning_rate(state.epoch, state.step - 1)
         self.strategy.check()
@@ -129,6 +131,7 @@ class Loop:
             val_accuracy=val.accuracy if val else None,
             learning_rate=learning_rate,
             seconds=seconds,
+            **self._sent_since(sent_bytes),
         )
         self._save(state)
         self.notify(
@@ -148,6 +151,10 @@ class Loop:
     def _write(self, **values: Any) -> None:
         if self._journal is not None:
             self._journal.write(**values)
+
+    def _sent_since(self, before: int | None) -> dict[str, int]:
+        now = self.strategy.sent_bytes
+        return {} if now is None or before is None else {"sent_bytes": now - before}
 
     def _watch(self, state: TrainState, before: TrainState) -> None:
         logs = _crosses(before.step, state.step, self.settings.train.log_every_steps)
@@ -171,7 +178,9 @@ class Loop:
                 images_per_second=self.strategy.clock.images_per_second,
                 input_wait_share=self.strategy.clock.input_wait_share,
                 **({"workers": [dataclasses.asdict(each) for each in workers]} if workers else {}),
+                **self._sent_since(self._logged_bytes),
             )
+            self._logged_bytes = self.strategy.sent_bytes
         if shows:
             self._shown_at = now
             num_steps = self.settings.train.epochs * self.strategy.steps_per_epoch

@@ -284,6 +284,10 @@ class StrategySettings:
         """The parts that a global batch is cut into."""
         return self.virtual_workers or world_size * self.accumulate_steps
 
+    def num_sharers(self, world_size: int) -> int:
+        """Among how many the parts are shared out: the workers; with diloco slices, however many workers there are."""
+        return self.num_parts(world_size) if self.name == "diloco" else world_size
+
     def syncs_norms(self, world_size: int) -> bool:
         """Whether normalisations exchange their moments among so many workers."""
         wanted = self.virtual_workers is None if self.sync_norms is None else self.sync_norms

@@ -44,6 +44,7 @@ class Strategy(Protocol):
         num_parameters: values in the model's weights.
         clock: how fast the steps go.
         workers: how fast each worker goes; empty where there is one.
+        sent_bytes: that workers read from and wrote to the run directory in this session; None where they don't.
     """
 
     is_chief: bool
@@ -51,9 +52,12 @@ class Strategy(Protocol):
     num_parameters: int
     clock: Clock
     workers: tuple[WorkerSpeed, ...]
+    sent_bytes: int | None
 
     def steps(self, epoch: int, start_step: int, global_step: int) -> Generator[int, None, None]:
         """Learn from what is left of an epoch; yields the number of global steps done since it yielded last.
+
+        0 says that it was cut short by a wish to stop.
 
         Args:
             start_step: steps of the epoch that are done.

@@ -97,10 +97,12 @@ def train(
     data = Dataset(dataset, verify="auto")
     settings = settings.for_split(data.split(settings.data.train_split).num_examples)
     strategy = settings.strategy
-    backend.prepare(settings.train.seed, strategy.threads_per_virtual_worker if strategy.virtual_workers else None)
+    has_slices = strategy.virtual_workers or strategy.name == "diloco"
+    backend.prepare(settings.train.seed, strategy.threads_per_virtual_worker if has_slices else None)
     engine = engine or create_engine("local", num_workers)
     world_size = num_workers or (max(1, backend.num_gpus()) if engine.name == "local" else 1)
     settings = settings.for_workers(world_size, before.settings if before else None)
+    strategy = settings.strategy
     if before:
         _require_same_settings(before, settings)
     _require_classes(data, settings.data.train_split, notify)
@@ -116,7 +118,8 @@ def train(
             )
         )
     # Refuses what can't be shared out, before the run is there.
-    session.pipelines(data, run, settings, num_parts=strategy.num_parts(world_size), world_size=world_size)
+    num_sharers = strategy.num_sharers(world_size)
+    session.pipelines(data, run, settings, num_parts=strategy.num_parts(world_size), world_size=num_sharers)
     newest = _newest_checkpoint(run, notify) if before else None
     job = Job(run, settings, storage.absolute(dataset), newest)
     with stop_on_signals() as wish:
