@@ -76,6 +76,11 @@ class SparkEngine:
             self._context = connect(self.settings, self._num_workers)
         return self._context
 
+    @property
+    def driver_host(self) -> str:
+        """The address under which executors reach this process."""
+        return self.context.getConf().get("spark.driver.host") or "127.0.0.1"
+
     def map(
         self,
         fn: Callable[[Item], Result],

@@ -16,7 +16,8 @@ from typing import Any
 
 from manyeyes.engines.base import THREADS_VARIABLE, GangContext
 from manyeyes.engines.failures import Failure, pickle_failure
-from manyeyes.errors import ManyeyesError
+from manyeyes.engines.worker import STARTED, start_worker, stop_workers
+from manyeyes.errors import ManyeyesError, TaskError
 
 _RANK_FAILED = "manyeyes-rank-failed"
 
@@ -69,7 +70,11 @@ def run_task(work: Work, partition: Iterable[Any]) -> Iterator[Any]:
 
 
 def run_rank(fn: bytes, partition: Iterable[Any]) -> Iterator[Any]:
-    """Meet the other ranks of a barrier stage, then yield the pickled result of one rank."""
+    """Meet the other ranks of a barrier stage, then yield the pickled result of one rank.
+
+    The rank has a process of its own: Spark's Python workers are reused, and TensorFlow's collectives can be set up
+    only once in a process, before anything else.
+    """
     from pyspark import BarrierTaskContext
 
     context = BarrierTaskContext.get()
@@ -80,12 +85,26 @@ def run_rank(fn: bytes, partition: Iterable[Any]) -> Iterator[Any]:
     # The port is held until every rank has one, so that no two get the same.
     with _bind(host) as holder:
         addresses = tuple(context.allGather(f"{host}:{holder.getsockname()[1]}"))
-    try:
-        result = pickle.loads(fn)(GangContext(rank, len(infos), addresses))
-        yield pickle.dumps(result, protocol=pickle.HIGHEST_PROTOCOL)
-    except (Exception, SystemExit) as error:
+    outcome = _run_alone(fn, GangContext(rank, len(infos), addresses), context.cpus())
+    if isinstance(outcome, Failure):
         # Text is all that Spark brings from a failed task to the driver.
-        raise TaskFailedError(f"{_RANK_FAILED}:{rank}:{base64.b64encode(pickle_failure(error)).decode()}:") from error
+        raise TaskFailedError(f"{_RANK_FAILED}:{rank}:{base64.b64encode(pickle.dumps(outcome)).decode()}:")
+    yield pickle.dumps(outcome, protocol=pickle.HIGHEST_PROTOCOL)
+
+
+def _run_alone(fn: bytes, gang: GangContext, num_threads: int) -> Any:
+    """The result, or the Failure, of a rank in a new process, which ends with this one."""
+    worker = start_worker(fn, f"manyeyes-gang-{gang.rank}", num_threads)
+    try:
+        worker.send(pickle.dumps(gang))
+        while (outcome := worker.receive()) is STARTED:
+            pass
+        return outcome
+    except (EOFError, OSError):
+        worker.process.join(timeout=5)
+        return Failure(TaskError(f"Worker {gang.rank} of the gang died ({worker.cause_of_death()})."))
+    finally:
+        stop_workers([worker])
 
 
 def failed_rank(message: str) -> tuple[int, Failure] | None:

@@ -229,6 +229,10 @@ class GangContract(_EngineSuite):
     def test_all_ranks_of_a_gang_run_at_once_and_reach_each_other(self, engine: Engine) -> None:
         assert engine.gang(meet_everyone, 2) == [[0, 1], [0, 1]]
 
+    def test_every_gang_has_processes_of_its_own(self, engine: Engine) -> None:
+        # What a rank sets up for its process, such as TensorFlow's collectives, must not meet that of an earlier gang.
+        assert len({process_id for _ in range(2) for process_id in engine.gang(own_process_id, 2)}) == 4
+
     @pytest.mark.parametrize("fault", ["raise", "kill", "manyeyes"])
     def test_a_failing_rank_fails_its_gang_and_stops_the_others(
         self, engine: Engine, fault: str, tmp_path: Path
@@ -319,6 +323,11 @@ def sleep_for_ever(directory: str, item: int) -> None:
 def rank_and_size(context: GangContext) -> tuple[int, int]:
     """Gang."""
     return context.rank, context.world_size
+
+
+def own_process_id(context: GangContext) -> int:
+    """Gang."""
+    return os.getpid()
 
 
 def meet_everyone(context: GangContext) -> list[int]:

@@ -130,6 +130,15 @@ def describe(name: str) -> ModelInfo:
     )
 
 
+def input_size(name: str) -> tuple[int, int | None]:
+    """The size in pixels that suits a model, and the shorter side before the central crop of it (see ModelInfo).
+
+    Loads no Keras for the models of MODEL_NAMES. Raises as `describe` does.
+    """
+    entry = _entry(name)
+    return entry.default_input_size, entry.resize_short
+
+
 def build(config: ModelConfig, precision: Precision = "float32") -> keras.Model:
     """Make the model.
 

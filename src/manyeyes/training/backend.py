@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import importlib
+import importlib.metadata
 import os
 import platform
 import sys
@@ -15,6 +16,8 @@ from manyeyes.engines.base import GangContext, threads_per_worker
 from manyeyes.errors import MissingExtraError
 from manyeyes.models.registry import Precision
 
+# What a driver of NVIDIA or AMD, or Windows's for its Linux, shows.
+_GPU_DEVICES = ("/dev/nvidiactl", "/dev/kfd", "/dev/dxg")
 # What a CPU must say to compute bfloat16 itself; others would emulate it, slower than float32.
 _BFLOAT16_CPU_FLAGS = {"avx512_bf16", "amx_bf16", "bf16"}
 
@@ -56,30 +59,28 @@ def resolve_precision(wanted: Precision | Literal["auto"]) -> Precision:
     """What "auto" is here: bfloat16 where the first GPU or, without one, the CPU computes it, else float32."""
     if wanted != "auto":
         return wanted
-    import tensorflow as tf
+    if num_gpus():
+        import tensorflow as tf
 
-    gpus = tf.config.list_physical_devices("GPU")
-    if gpus:
+        gpus = tf.config.list_physical_devices("GPU")
         capability = tf.config.experimental.get_device_details(gpus[0]).get("compute_capability", (0, 0))
         return "bfloat16" if capability >= (8, 0) else "float32"
     return "bfloat16" if _cpu_flags() & _BFLOAT16_CPU_FLAGS else "float32"
 
 
 def versions() -> dict[str, str]:
-    """Versions of what a run depends on."""
-    import keras
-    import numpy as np
-    import tensorflow as tf
+    """Versions of what a run depends on.
 
+    Raises:
+        MissingExtraError: TensorFlow or Keras is not installed.
+    """
     import manyeyes
 
-    return {
-        "manyeyes": manyeyes.__version__,
-        "python": platform.python_version(),
-        "tensorflow": tf.__version__,
-        "keras": keras.__version__,
-        "numpy": np.__version__,
-    }
+    try:
+        libraries = {name: importlib.metadata.version(name) for name in ("tensorflow", "keras", "numpy")}
+    except importlib.metadata.PackageNotFoundError:
+        raise MissingExtraError("Training", "train") from None
+    return {"manyeyes": manyeyes.__version__, "python": platform.python_version(), **libraries}
 
 
 def _own_gpus(gpus: list[Any], context: GangContext | None) -> list[Any]:
@@ -92,7 +93,9 @@ def _own_gpus(gpus: list[Any], context: GangContext | None) -> list[Any]:
 
 
 def num_gpus() -> int:
-    """GPUs of this machine that TensorFlow can use."""
+    """GPUs of this machine that TensorFlow can use; asked without loading it where there is no driver of any."""
+    if not any(Path(device).exists() for device in _GPU_DEVICES):
+        return 0
     import tensorflow as tf
 
     return len(tf.config.list_physical_devices("GPU"))

@@ -111,9 +111,12 @@ class FrontDesk:
 
     def explain(self) -> str:
         """Which workers were silent, or what all were at, when a gang failed; empty when nothing is known."""
-        now = time.monotonic()
-        silent = {rank: (sign, now - at) for rank, (sign, at) in self._signs.items() if now - at > SILENCE_SECONDS}
-        if silent and len(silent) < len(self._signs):
+        # Counted from the last sign of any worker: ending a gang takes a while.
+        newest = max((at for _, at in self._signs.values()), default=0.0)
+        silent = {
+            rank: (sign, newest - at) for rank, (sign, at) in self._signs.items() if newest - at > SILENCE_SECONDS
+        }
+        if silent:
             return " ".join(
                 f"Worker {rank} gave no sign of life for {seconds:.0f} s (last: {sign['phase']}, step {sign['step']})."
                 for rank, (sign, seconds) in sorted(silent.items())

@@ -12,7 +12,7 @@ from manyeyes import config, storage
 from manyeyes.data.dataset import Dataset
 from manyeyes.errors import CheckpointError, ConfigError, UsageError
 from manyeyes.imaging.preprocessing import Preprocessing
-from manyeyes.models.registry import ModelConfig, Precision, build, describe
+from manyeyes.models.registry import ModelConfig, Precision, build, input_size
 from manyeyes.training import backend, checkpoint, weights
 from manyeyes.training.checkpoint import CHECKPOINTS, Checkpoint
 from manyeyes.training.settings import TrainSettings
@@ -163,10 +163,8 @@ def describe_run(data: Dataset, uri: str, settings: TrainSettings, command: Sequ
         raise UsageError(
             "model.input_shape and model.num_classes come from the dataset. Use data.image_size for a size."
         )
-    info = describe(settings.model.name)
-    extra = settings.data.preprocessing(
-        data.preprocessing, data.image_shape, info.default_input_size, info.resize_short
-    )
+    suits_size, suits_short = input_size(settings.model.name)
+    extra = settings.data.preprocessing(data.preprocessing, data.image_shape, suits_size, suits_short)
     shape = extra.output_shape or data.image_shape
     model = dataclasses.replace(settings.model, input_shape=shape, num_classes=len(data.class_names))
     return Run(

@@ -97,8 +97,6 @@ def train(
     data = Dataset(dataset, verify="auto")
     settings = settings.for_split(data.split(settings.data.train_split).num_examples)
     strategy = settings.strategy
-    has_slices = strategy.virtual_workers or strategy.name == "diloco"
-    backend.prepare(settings.train.seed, strategy.threads_per_virtual_worker if has_slices else None)
     engine = engine or create_engine("local", num_workers)
     world_size = num_workers or (max(1, backend.num_gpus()) if engine.name == "local" else 1)
     settings = settings.for_workers(world_size, before.settings if before else None)
