@@ -21,13 +21,14 @@ import numpy as np
 from manyeyes import storage
 from manyeyes.data.dataset import Dataset
 from manyeyes.engines.base import Engine, kept_workers
-from manyeyes.errors import CheckpointError, TaskError, TrainingError
+from manyeyes.errors import CheckpointError, TrainingError
 from manyeyes.training import backend, checkpoint, weights
 from manyeyes.training.checkpoint import Arrays, TrainState
 from manyeyes.training.clock import Clock, WorkerSpeed, speeds_of
 from manyeyes.training.diloco_files import RoundFiles, encode, publish
+from manyeyes.training.diloco_jobs import SliceJobs
 from manyeyes.training.diloco_outer import OuterOptimizer, mean_of, moved_average
-from manyeyes.training.diloco_task import LocalSteps, Measure, Report, Reports, merge, read_result, run_item
+from manyeyes.training.diloco_task import LocalSteps, Measure, Report, Reports, read_result
 from manyeyes.training.events import Notice, OnEvent
 from manyeyes.training.interrupts import InterruptedByWishError, StopWish, interruptible
 from manyeyes.training.loop import Loop
@@ -66,7 +67,7 @@ def run_rounds(engine: Engine, job: Job, notify: OnEvent, wish: StopWish) -> Out
     loop = Loop(job.run, settings, strategy, notify, wish)
     with kept_workers(engine):
         state = loop.run_from(state)
-    strategy.prune(state.global_step)
+    strategy.prune()
     return outcome_of(loop, state)
 
 
@@ -122,7 +123,7 @@ class DiLoCo:
         self.clock = Clock()
         self.workers: tuple[WorkerSpeed, ...] = ()
         self.sent_bytes: int | None = 0
-        self._engine, self._notify, self._wish = engine, notify, wish
+        self._notify, self._wish = notify, wish
         self._settings = job.settings
         self._strategy = job.settings.strategy
         self._has_val = has_val
@@ -132,8 +133,8 @@ class DiLoCo:
         )
         self._checkpoints_uri = run.checkpoints_uri
         sent = dataclasses.replace(job, run=run, checkpoint=None)
-        self._task = functools.partial(run_item, sent, engine.name != "inline")
         self._files = RoundFiles(run.uri)
+        self._jobs = SliceJobs(engine, sent, self._files, notify)
         self._plan = Plan(job.settings, steps_per_epoch)
         start = _Start.of(job, job.settings, data)
         self.num_parameters = start.num_parameters
@@ -190,7 +191,7 @@ class DiLoCo:
             sha256 = publish(uri, encode(self._average or self._floats))
         else:
             uri, sha256 = self._files.weights(self._global_step), self._publish_weights()
-        reports = self._map([Measure(slice_, uri, sha256) for slice_ in range(len(self._inner_sha256))])
+        reports = self._run([Measure(slice_, uri, sha256) for slice_ in range(len(self._inner_sha256))])
         return _sum(report.totals for report in _in_order(reports))
 
     def check(self) -> None:
@@ -232,10 +233,10 @@ class DiLoCo:
             self._inner_sha256 = [digest.hex() if any(digest) else "" for digest in digests]
         self._published = None
 
-    def prune(self, global_step: int) -> None:
-        """Remove files of rounds that no checkpoint needs."""
-        steps = [checkpoint.step_of_name(name) for name in checkpoint.names(self._checkpoints_uri)]
-        self._files.prune(global_step, steps)
+    def prune(self, step: int | None = None) -> None:
+        """Remove files that neither the round that starts after `step` nor a resumed run needs."""
+        names = checkpoint.names(self._checkpoints_uri) if self._strategy.keep_inner_state else []
+        self._files.prune(step, [checkpoint.step_of_name(name) for name in names])
 
     @property
     def _floats(self) -> dict[str, np.ndarray]:
@@ -250,7 +251,7 @@ class DiLoCo:
             LocalSteps(slice_, epoch, step, num_steps, self._global_step, sha256, inner)
             for slice_, inner in enumerate(self._inner_sha256)
         ]
-        reports = self._map(items, self._strategy.max_lost_workers)
+        reports = self._run(items, self._strategy.max_lost_workers)
         deltas, values = self._averages_of(reports, items)
         for slice_, report in sorted(reports.items()):
             if report.lost_inner:
@@ -301,64 +302,11 @@ class DiLoCo:
             self._published = self._global_step, publish(self._files.weights(self._global_step), content)
         return self._published[1]
 
-    def _map(self, items: Sequence[LocalSteps | Measure], max_lost: int = 0) -> Reports:
-        """The reports of all items, but for at most `max_lost` slices that failed."""
-        reports: Reports = {}
-        lost: list[int] = []
-        num_restarts = 0
-        missing = list(items)
-        while missing:
-            try:
-                found: Reports | None = self._engine.map_reduce(self._task, merge, missing)
-                reports |= found or {}
-            except TaskError as error:
-                failed = None if error.index is None else missing[error.index].slice
-                reports |= self._reports_on_file(missing)
-                if failed is not None and failed not in reports and len(lost) < max_lost:
-                    lost.append(failed)
-                    self._notify(
-                        Notice(
-                            f"Slice {failed} failed on every attempt and is left out of the round that starts with "
-                            f"step {self._global_step + 1} ({len(lost)} of at most {max_lost}). {error.message}"
-                        )
-                    )
-                else:
-                    num_restarts += 1
-                    self._wait_to_restart(error, num_restarts)
-            missing = [item for item in items if item.slice not in reports and item.slice not in lost]
-        if not reports:
-            raise TrainingError("All slices of a round failed, so there is nothing to average. See the notices.")
+    def _run(self, items: Sequence[LocalSteps | Measure], max_lost: int = 0) -> Reports:
+        reports = self._jobs.run(items, max_lost)
         assert self.sent_bytes is not None
         self.sent_bytes += sum(report.sent_bytes for report in reports.values())
         return reports
-
-    def _reports_on_file(self, items: Sequence[LocalSteps | Measure]) -> Reports:
-        """Of a job that failed: the reports of the slices that had come to their end."""
-        found = (
-            (item.slice, read_result(self._files.result(self._global_step, item.slice), item))
-            for item in items
-            if isinstance(item, LocalSteps)
-        )
-        return {slice_: result[0] for slice_, result in found if result is not None}
-
-    def _wait_to_restart(self, error: TaskError, num_restarts: int) -> None:
-        """Raises TrainingError where it was too often."""
-        settings = self._strategy
-        if num_restarts > settings.max_restarts:
-            advice = "Mend the cause, then go on with --resume"
-            if settings.name == "diloco" and len(self._inner_sha256) > 1:
-                advice += ", or let rounds do without failed slices by strategy.max_lost_workers"
-            raise TrainingError(
-                f"{error.message} It was tried {num_restarts} times. {advice}.\n{error.remote_traceback}".rstrip()
-            ) from error
-        wait = settings.restart_seconds * 2 ** (num_restarts - 1)
-        self._notify(
-            Notice(
-                f"{error.message} What is missing of the round starts again in {wait:.0f} s (restart {num_restarts} of "
-                f"{settings.max_restarts})."
-            )
-        )
-        time.sleep(wait)
 
     def _tell_time(self, reports: Reports, num_steps: int, seconds: float) -> None:
         """Count what a round took: as the tasks saw it where processes were started and models compiled in it."""

@@ -61,7 +61,7 @@ class RoundFiles:
         """The URI of the weights that are measured after `step`."""
         return self._file(step, "measured")
 
-    def prune(self, step: int, steps_of_checkpoints: Collection[int]) -> None:
+    def prune(self, step: int | None, steps_of_checkpoints: Collection[int]) -> None:
         """Remove what neither the round that starts after `step` nor a resumed run needs: that needs inner states."""
         fs, path = storage.filesystem(self.uri)
         if not fs.isdir(path):
