@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import signal
 import subprocess
 import sys
 
 import pytest
 
-from manyeyes.engines.base import THREADS_VARIABLE, available_cores
+from manyeyes.engines.base import THREADS_VARIABLE, available_cores, kept_workers
 from manyeyes.engines.local import LocalEngine
 from manyeyes.engines.testing import processes_of_session, wait_until
 from manyeyes.errors import TaskError
@@ -46,3 +47,30 @@ def test_a_broken_generator_of_items_stops_the_job_and_its_workers():
 def test_a_gang_that_raises_says_which_rank():
     with pytest.raises(TaskError, match=r"Worker 0 of the gang failed: .*int"):
         LocalEngine().gang(int, 1)
+
+
+def test_kept_workers_serve_the_next_job_of_the_same_function_and_end_with_the_block():
+    engine = LocalEngine(2)
+    with kept_workers(engine):
+        first = set(engine.map(os.readlink, ["/proc/self"] * 8))
+        assert set(engine.map(os.readlink, ["/proc/self"] * 8)) == first
+        assert {str(process.pid) for process in multiprocessing.active_children()} == first
+        assert engine.map(abs, [-1]) == [1]
+        assert not {str(process.pid) for process in multiprocessing.active_children()} & first
+    assert multiprocessing.active_children() == []
+    with kept_workers(engine):
+        assert not set(engine.map(os.readlink, ["/proc/self"] * 8)) & first
+
+
+def test_a_kept_worker_that_dies_or_fails_is_replaced():
+    engine = LocalEngine(2)
+    with kept_workers(engine):
+        engine.map(os.readlink, ["/proc/self"] * 8)
+        killed, _ = multiprocessing.active_children()
+        os.kill(killed.pid, signal.SIGKILL)
+        killed.join()
+        assert str(killed.pid) not in engine.map(os.readlink, ["/proc/self"] * 8)
+        with pytest.raises(TaskError, match="Task 1"):
+            engine.map(os.readlink, ["/proc/self", "/not/a/link", "/proc/self"])
+        assert len(set(engine.map(os.readlink, ["/proc/self"] * 8))) <= 2
+    assert multiprocessing.active_children() == []

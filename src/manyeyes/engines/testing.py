@@ -127,6 +127,7 @@ class EngineContract(_EngineSuite):
         tasks = [ScriptedTask(str(tmp_path), f"task{i}", 99 if i == 2 else 0) for i in range(4)]
         with pytest.raises(TaskError, match=r"Task 2 \(run_scripted\) failed 3 times: RuntimeError") as caught:
             engine.map(run_scripted, tasks)
+        assert caught.value.index == 2
         assert "raise RuntimeError(f'scripted failure" in caught.value.remote_traceback.replace('"', "'")
         assert count_attempts(tasks[2]) == MAX_ATTEMPTS
 
@@ -202,8 +203,9 @@ class WorkerProcessContract(_EngineSuite):
     ) -> None:
         tasks = [ScriptedTask(str(tmp_path), f"task{i}", 99 if i == 3 else 0) for i in range(12)]
         cause = "SIGKILL" if self.knows_signals else "killed"
-        with pytest.raises(TaskError, match=rf"Task 3 \(kill_scripted\) ended its worker 3 times .*{cause}"):
+        with pytest.raises(TaskError, match=rf"Task 3 \(kill_scripted\) ended its worker 3 times .*{cause}") as caught:
             engine.map(kill_scripted, tasks)
+        assert caught.value.index == 3
         assert count_attempts(tasks[3]) == MAX_ATTEMPTS
         assert all(count_attempts(task) <= 1 for task in tasks if task is not tasks[3])
 

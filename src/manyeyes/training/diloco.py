@@ -83,9 +83,12 @@ class _Start:
     @classmethod
     def of(cls, job: Job, settings: TrainSettings, data: Dataset) -> _Start:
         """Those of a model that is built for this and then dropped: the driver needs none."""
+        import tensorflow as tf
+
         from manyeyes.training.building import build_replica
 
-        model = build_replica(job.run, settings, data).model
+        with tf.device("CPU"):  # a GPU's memory is for the workers
+            model = build_replica(job.run, settings, data).model
         keyed = weights.keyed_variables(model.variables)
         learning = {id(variable) for variable in model.trainable_variables}
         parts: list[dict[str, np.ndarray]] = [{}, {}, {}]
