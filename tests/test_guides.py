@@ -50,8 +50,8 @@ def folder(small_bundle, tmp_path):
     return tmp_path
 
 
-def test_there_is_a_guide_for_every_engine_and_file_system():
-    assert {guide.stem for guide in GUIDES} == {"hadoop", "local", "spark", "storage"}
+def test_there_is_a_guide_for_every_engine_file_system_and_for_training():
+    assert {guide.stem for guide in GUIDES} == {"hadoop", "local", "spark", "storage", "training"}
 
 
 @pytest.mark.slow
