@@ -39,6 +39,7 @@ from manyeyes.recognition.batch import predict  # noqa: E402
 class TestSparkLocal(EngineContract, LazyContract, WorkerProcessContract, GangContract):
     engine_name = "spark"
     knows_signals = False
+    patience_seconds = 120.0
 
     def engine_settings(self) -> dict[str, Any]:
         return {"master": "local[2]"}
@@ -47,6 +48,7 @@ class TestSparkLocal(EngineContract, LazyContract, WorkerProcessContract, GangCo
 class TestSparkStandalone(EngineContract, LazyContract, WorkerProcessContract, GangContract):
     engine_name = "spark"
     knows_signals = False
+    patience_seconds = 120.0
 
     @pytest.fixture(autouse=True)
     def _cluster(self, spark_cluster) -> None:
@@ -184,7 +186,7 @@ def kill_java(index, result):
     os.kill(SparkContext._gateway.proc.pid, signal.SIGKILL)
 
 try:
-    engine.map(testing.sleep_and_return, [0.0, *[30.0] * 9], on_result=kill_java)
+    engine.map(testing.sleep_and_return, [0.0, *[10.0] * 9], on_result=kill_java)
 except EngineError as error:
     print(error)
 print(engine.map(abs, [-5]))

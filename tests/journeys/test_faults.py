@@ -129,7 +129,7 @@ def pids_in(directory, prefix):
     return [int(path.read_text()) for path in sorted((directory / "pids").glob(f"{prefix}*.pid"))]
 
 
-def wait_until(condition, seconds=60):
+def wait_until(condition, seconds=180):
     deadline = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < deadline, "it did not happen in time"

@@ -115,10 +115,10 @@ def test_a_folder_of_photos_becomes_a_server_that_answers(photos: Path, tmp_path
             assert answer["predictions"][0]["probability"] == pytest.approx(rows[path]["probability"], abs=1e-5)
     finally:
         server.send_signal(signal.SIGINT)
-        assert server.wait(timeout=30) == 0
+        assert server.wait(timeout=120) == 0
 
 
 def ask(url: str, body: bytes) -> dict[str, Any]:
     """POST an image; returns the answer."""
-    with urllib.request.urlopen(urllib.request.Request(url, data=body, method="POST"), timeout=30) as response:
+    with urllib.request.urlopen(urllib.request.Request(url, data=body, method="POST"), timeout=120) as response:
         return json.load(response)

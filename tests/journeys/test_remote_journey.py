@@ -76,8 +76,8 @@ def test_the_whole_journey_runs_on_a_remote_file_system(place):
         assert address, said + server.stderr.read()
         image = storage.read_bytes(f"{place}/photos/0/0000.png")
         request = urllib.request.Request(f"{address[0]}/v1/recognize", data=image, method="POST")
-        with urllib.request.urlopen(request, timeout=30) as response:
+        with urllib.request.urlopen(request, timeout=120) as response:
             assert json.load(response)["predictions"][0]["class_name"] in {"0", "1", "2", "3"}
     finally:
         server.send_signal(signal.SIGINT)
-        assert server.wait(timeout=30) == 0
+        assert server.wait(timeout=120) == 0

@@ -103,7 +103,7 @@ def page(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Page]:
         yield Page(send, session)
     finally:
         process.terminate()
-        process.wait(timeout=20)
+        process.wait(timeout=60)
         os.close(to_browser)
         os.close(from_browser)
 
@@ -130,7 +130,7 @@ class Server:
         self._drain.start()
 
     def wait(self) -> int:
-        code = self.process.wait(timeout=30)
+        code = self.process.wait(timeout=60)
         self._drain.join()
         return code
 

@@ -27,7 +27,7 @@ def predictor(small_bundle: str) -> Predictor:
 
 @pytest.fixture
 def client(server: Any) -> Any:
-    with httpx.Client(base_url=server.url, timeout=30) as client:
+    with httpx.Client(base_url=server.url, timeout=60) as client:
         yield client
 
 
@@ -113,7 +113,7 @@ def test_other_paths_and_methods_answer_in_the_same_form(client: Any) -> None:
 
 def test_a_body_that_says_it_is_huge_is_refused_unread(server: Any) -> None:
     host, port = server.url.removeprefix("http://").split(":")
-    with socket.create_connection((host, int(port)), timeout=20) as connection:
+    with socket.create_connection((host, int(port)), timeout=60) as connection:
         length = ServeSettings().max_body_bytes + 1
         connection.sendall(f"POST /v1/recognize HTTP/1.1\r\nHost: x\r\nContent-Length: {length}\r\n\r\n".encode())
         assert b" 413 " in connection.recv(4096).split(b"\r\n")[0]
@@ -185,7 +185,7 @@ def test_the_server_answers_others_while_it_recognises(server: Any) -> None:
 def test_a_client_that_leaves_in_mid_request_does_no_harm(server: Any, client: Any) -> None:
     host, port = server.url.removeprefix("http://").split(":")
     for _ in range(5):
-        with socket.create_connection((host, int(port)), timeout=20) as connection:
+        with socket.create_connection((host, int(port)), timeout=60) as connection:
             connection.sendall(b"POST /v1/recognize HTTP/1.1\r\nHost: x\r\nContent-Length: 1000\r\n\r\nhalf of")
     assert client.post("/v1/recognize", content=_images()[".png"]).status_code == 200
     assert not [line for line in server.lines if "Traceback" in line]
@@ -196,7 +196,7 @@ def test_a_signal_ends_the_server_after_the_requests_under_way(start_server: Any
     running = start_server()
     host, port = running.url.removeprefix("http://").split(":")
     encoded = _images()[".png"]
-    with socket.create_connection((host, int(port)), timeout=20) as connection:
+    with socket.create_connection((host, int(port)), timeout=60) as connection:
         head = (
             f"POST /v1/recognize HTTP/1.1\r\nHost: x\r\nExpect: 100-continue\r\nContent-Length: {len(encoded)}\r\n\r\n"
         )

@@ -33,8 +33,8 @@ from manyeyes.engines.base import MAX_ATTEMPTS, Engine, GangContext
 from manyeyes.engines.registry import create_engine
 from manyeyes.errors import EngineError, ImageError, MissingExtraError, Reason, TaskError, UsageError
 
-# How long processes may take to go away before a test calls them orphans.
-_PATIENCE_SECONDS = 20.0
+# How long processes may take to come or to go away, on a machine that does much else.
+_PATIENCE_SECONDS = 60.0
 
 
 @dataclass(frozen=True)
@@ -148,7 +148,7 @@ class EngineContract(_EngineSuite):
 
     def test_items_may_be_larger_than_memory_in_sum(self, tmp_path: Path) -> None:
         driver = self.start_driver(large_items_driver, str(tmp_path))
-        assert driver.wait(timeout=120) == 0
+        assert driver.wait(timeout=300) == 0
         report = json.loads((tmp_path / "report.json").read_text())
         assert report["num_bytes"] == 80 << 23
         # What an engine itself needs, such as PySpark's modules, is up to 100 MiB of it.
