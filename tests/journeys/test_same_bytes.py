@@ -70,11 +70,11 @@ class Run:
 
 
 def write_photos(folder):
-    """915 images in three classes with bad ones among them, and files that are no images."""
+    """615 images in three classes with bad ones among them, and files that are no images."""
     draw = np.random.default_rng(7)
     for label, name in enumerate(CLASSES):
         (folder / name).mkdir(parents=True)
-        for index in range(300 + 5 * label):
+        for index in range(200 + 5 * label):
             image = draw.integers(0, 120, (40 + index % 7, 36, 3), dtype=np.uint8)
             image[:, :, 2 - label] += 100
             suffix = ("jpg", "png", "webp")[index % 3]
@@ -183,9 +183,9 @@ def expected(places, tmp_path_factory, environment):
     outcome = outcome_of(Run("inline", "inline"), places, tmp_path_factory.mktemp("inline"), environment)
     files, reported = outcome["local", "ingest"]
     num_seen, num_written, quarantined, skipped = reported
-    assert num_seen == 915 + len(("empty.jpg", "loose.png", "notes.txt"))
+    assert num_seen == 615 + len(("empty.jpg", "loose.png", "notes.txt"))
     assert num_seen == num_written + sum(quarantined.values()) + sum(skipped.values())
-    assert quarantined == {"empty": 1, "missing_label": 1, "truncated": 18 + 18 + 19}
+    assert quarantined == {"empty": 1, "missing_label": 1, "truncated": 12 + 12 + 13}
     assert skipped == {"not_an_image_name": 1}
     assert len(files) >= 8
     return outcome
