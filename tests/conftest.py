@@ -170,13 +170,21 @@ def hadoop(tmp_path_factory: pytest.TempPathFactory) -> Iterator[HadoopCluster]:
             pytest.skip(f"{command} is not installed, which scripts/hadoop-minicluster needs")
     directory = tmp_path_factory.mktemp("hadoop")
     script = str(Path(__file__).parent.parent / "scripts" / "hadoop-minicluster")
-    done = subprocess.run([script, "start", str(directory)], capture_output=True, text=True, check=False)
-    if done.returncode:
-        pytest.fail(done.stderr)
-    try:
+    with stopped_at_the_end(script, directory):
+        done = subprocess.run([script, "start", str(directory)], capture_output=True, text=True, check=False)
+        if done.returncode:
+            pytest.fail(done.stderr)
         yield _hadoop_in(directory)
-    finally:
-        subprocess.run([script, "stop", str(directory)], check=True)
+
+
+@contextlib.contextmanager
+def stopped_at_the_end(script: str, directory: Path) -> Iterator[None]:
+    """Stop a cluster afterwards, also when this process is killed: Ctrl-C gives the processes of a test run 10 s."""
+    # It reads from this process until there is nobody to read from.
+    command = ["sh", "-c", 'cat; exec "$0" stop "$1"', script, str(directory)]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, start_new_session=True) as stopper:
+        yield
+    assert stopper.returncode == 0
 
 
 def _hadoop_in(directory: Path) -> HadoopCluster:
@@ -230,7 +238,7 @@ def run_s3_server(log: Path, environment: Mapping[str, str] | None = None) -> It
         subprocess.Popen(command, stdout=out, stderr=out, env={**os.environ, **(environment or {})}) as process,
     ):
         try:
-            deadline = time.monotonic() + 60
+            deadline = time.monotonic() + 120
             while True:
                 try:
                     socket.create_connection(("127.0.0.1", port), timeout=1).close()
@@ -278,17 +286,15 @@ def spark_cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SparkClu
     directory = tmp_path_factory.mktemp("spark")
     script = str(Path(__file__).parent.parent / "scripts" / "spark-standalone")
     environment = os.environ | {"SPARK_PYTHON": sys.executable}
-    done = subprocess.run(
-        [script, "start", str(directory), "--cores", "3", "--memory", "2g"],
-        capture_output=True,
-        text=True,
-        check=False,
-        env=environment,
-    )
-    if done.returncode:
-        pytest.fail(done.stderr)
-    try:
+    with stopped_at_the_end(script, directory):
+        done = subprocess.run(
+            [script, "start", str(directory), "--cores", "3", "--memory", "2g"],
+            capture_output=True,
+            text=True,
+            check=False,
+            env=environment,
+        )
+        if done.returncode:
+            pytest.fail(done.stderr)
         master = done.stdout.strip().rpartition("=")[2]
         yield SparkCluster(directory, master, (directory / "page").read_text())
-    finally:
-        subprocess.run([script, "stop", str(directory)], check=True)
