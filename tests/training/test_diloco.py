@@ -34,6 +34,7 @@ from manyeyes.training.building import build_replica
 from manyeyes.training.diloco_files import decode, encode
 from manyeyes.training.events import Event, Notice, Progress, Saved
 from manyeyes.training.plan import Plan
+from manyeyes.training.reporting import EXIT_HANGS
 from manyeyes.training.run import Run
 from manyeyes.training.settings import TrainSettings
 from manyeyes.training.trainer import TrainResult, train
@@ -158,11 +159,10 @@ def test_one_shot_averaging_is_a_single_round(small_dataset: str, tmp_path: Path
     assert Run.open(str(tmp_path / "run")).checkpoint("last").arrays["optimizer"]["num_rounds"] == 1
 
 
-@pytest.mark.parametrize("num_workers", [1, 2])
-def test_processes_however_many_make_the_same_bytes(
-    finished: tuple[Path, TrainResult], small_dataset: str, tmp_path: Path, num_workers: int
+def test_two_processes_make_the_bytes_of_one(
+    finished: tuple[Path, TrainResult], small_dataset: str, tmp_path: Path
 ) -> None:
-    run_tiny(small_dataset, tmp_path / "run", engine=create_engine("local", num_workers), num_workers=num_workers)
+    run_tiny(small_dataset, tmp_path / "run", engine=create_engine("local", 2), num_workers=2)
     assert files_of_last_checkpoint(tmp_path / "run") == files_of_last_checkpoint(finished[0])
     assert multiprocessing.active_children() == []
 
@@ -331,6 +331,15 @@ def test_what_travels_keeps_its_values_to_the_bits_of_the_wire(array: np.ndarray
     # In float16 what is below the largest by more than 2**29 is lost, as it is next to it in float32.
     absolute = largest * 2.0**-38 if wire == "float16" else 2.0**-133
     assert (np.abs(found["a"] - array) <= error * np.abs(array) + absolute).all()
+
+
+def test_a_task_that_hangs_ends_its_process() -> None:
+    code = (
+        "import time; from manyeyes.training.reporting import Life\n"
+        "from manyeyes.training.diloco_task import ends_when_it_hangs\n"
+        "with ends_when_it_hangs(Life(), 0.2): time.sleep(60)"
+    )
+    assert subprocess.run([sys.executable, "-c", code], timeout=50, check=False).returncode == EXIT_HANGS
 
 
 def command(*arguments: str) -> subprocess.Popen[str]:

@@ -63,7 +63,8 @@ class SliceJobs:
                     )
                 else:
                     num_restarts += 1
-                    self._wait_to_restart(error, num_restarts)
+                    told = error.message if failed is None else f"Slice {failed} failed: {error.message}"
+                    self._wait_to_restart(told, error, num_restarts)
             missing = [item for item in items if item.slice not in reports and item.slice not in lost]
         if not reports:
             raise TrainingError("All slices of a round failed, so there is nothing to average; the notices say why.")
@@ -79,19 +80,19 @@ class SliceJobs:
                     reports[item.slice] = result[0]
         return reports
 
-    def _wait_to_restart(self, error: TaskError, num_restarts: int) -> None:
+    def _wait_to_restart(self, told: str, error: TaskError, num_restarts: int) -> None:
         """Raises TrainingError where it was too often."""
         max_restarts = self._settings.max_restarts
         if num_restarts > max_restarts:
             raise TrainingError(
-                f"{error.message} strategy.max_restarts={max_restarts} allows no further start of the round. Mend the "
+                f"{told} strategy.max_restarts={max_restarts} allows no further start of the round. Mend the "
                 "cause, then go on with --resume; or let rounds do without slices that fail, by "
                 f"strategy.max_lost_workers.\n{error.remote_traceback}".rstrip()
             ) from error
         wait = self._settings.restart_seconds * 2 ** (num_restarts - 1)
         self._notify(
             Notice(
-                f"{error.message} What is missing of the round starts again in {wait:.0f} s (restart {num_restarts} of "
+                f"{told} What is missing of the round starts again in {wait:.0f} s (restart {num_restarts} of "
                 f"{max_restarts})."
             )
         )

@@ -104,7 +104,7 @@ def run_item(job: Job, may_exit: bool, item: LocalSteps | Measure) -> Reports:
         DatasetError: the dataset is missing or damaged.
     """
     life = Life()
-    with _ends_when_it_hangs(life, job.settings.strategy.step_timeout_seconds if may_exit else 0):
+    with ends_when_it_hangs(life, job.settings.strategy.step_timeout_seconds if may_exit else 0):
         bench = _Bench.of(job, item.slice)
         if isinstance(item, Measure):
             report = _measure(bench, item, life)
@@ -307,7 +307,8 @@ def _read_inner(uri: str, sha256: str) -> tuple[dict[str, np.ndarray] | None, in
 
 
 @contextlib.contextmanager
-def _ends_when_it_hangs(life: Life, timeout_seconds: float) -> Iterator[None]:
+def ends_when_it_hangs(life: Life, timeout_seconds: float) -> Iterator[None]:
+    """End the process when there is no beat for so long while the block runs; 0 waits for ever."""
     is_over = threading.Event()
 
     def watch() -> None:

@@ -54,6 +54,7 @@ class Loop:
             NonFiniteLossError: the loss became NaN or infinite; no checkpoint is written then.
         """
         self._saved_at = time.monotonic()
+        self._saved_step = state.global_step or None
         self._shown_at = -SECONDS_BETWEEN_PROGRESS
         train = self.settings.train
         self._journal = (
@@ -85,7 +86,8 @@ class Loop:
                 if num_steps:
                     self._watch(state, before)
                 if state.step < self.strategy.steps_per_epoch:
-                    if must_stop or self._is_checkpoint_due(state, before):
+                    is_saved = state.global_step == self._saved_step
+                    if not is_saved and (must_stop or self._is_checkpoint_due(state, before)):
                         self._save(state)
                     if must_stop:
                         return state, True
@@ -238,7 +240,7 @@ class Loop:
                 raise self._non_finite(f"The weight {key} became NaN or infinite", state.global_step - 1)
         checkpoint.save(self.run.checkpoints_uri, state, arrays)
         checkpoint.prune(self.run.checkpoints_uri, self.settings.train.keep_checkpoints, state.best_step)
-        self._saved_at = time.monotonic()
+        self._saved_at, self._saved_step = time.monotonic(), state.global_step
         self.notify(Saved(state.global_step))
 
 
