@@ -2,6 +2,8 @@
 VENV ?= .venv
 DEMO ?= demo
 BIN := $(VENV)/bin
+# Two processes share the test files, in the order of tests/conftest.py; a cluster of Java takes the rest of a machine.
+PYTEST := $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 MANYEYES := $(BIN)/manyeyes
 
 .DEFAULT_GOAL := help
@@ -30,10 +32,10 @@ photos: $(VENV)/.installed ## fine-tune EfficientNet-Lite0 on a few hundred colo
 	@VENV=$(VENV) DEMO=$(DEMO) scripts/demo.sh photos photos
 
 test: $(VENV)/.installed-dev ## install what the tests need and run them all
-	@$(BIN)/python -m pytest
+	@$(PYTEST)
 
 test-fast: $(VENV)/.installed-dev ## only the tests that take seconds
-	@$(BIN)/python -m pytest -m 'not slow'
+	@$(PYTEST) -m 'not slow'
 
 lint: $(VENV)/.installed-dev ## style, types and the direction of imports
 	$(BIN)/ruff format --check
