@@ -22,7 +22,7 @@ def test_every_verb_explains_itself_by_an_example_and_names_its_arguments(verb):
     text = help_of(verb)
     assert re.search(rf"Example: +manyeyes {verb} \S", text)
     usage = next(line for line in text.splitlines() if "Usage:" in line)
-    assert re.search(r"\[OPTIONS\]( \{?[A-Z]+\}?| \[URI\]\.\.\.)+ *$", usage)
+    assert re.search(r"\[OPTIONS\]( \{?[A-Z]+\}?| \[[A-Z]+\](\.\.\.)?)+ *$", usage)
 
 
 def test_the_help_of_train_names_every_model():

@@ -188,7 +188,7 @@ def test_a_worker_that_hangs_is_noticed_and_the_run_goes_on(
             hung.extend(gang_processes(os.getpid())[1:])
             os.kill(hung[0], signal.SIGSTOP)
 
-    made = settings("strategy.virtual_workers=2", "strategy.step_timeout_seconds=12")
+    made = settings("strategy.virtual_workers=2", "strategy.step_timeout_seconds=30")
     train(small_dataset, str(out), made, num_workers=2, on_event=stop_worker_1)
     told = [event.text for event in events if isinstance(event, Notice)]
     assert any("a worker hangs. Worker 1 gave no sign of life for" in text for text in told), told

@@ -117,8 +117,9 @@ def command(
     Later settings win: defaults, recipe, options, --set. Ctrl-C saves a checkpoint, from which --resume goes on, also
     with another number of workers or another engine.
 
-    Examples: `manyeyes train digits --model cnn --epochs 5 --out runs/digits`,
-    `manyeyes train digits --workers 2 --out runs/two`
+    Example: `manyeyes train digits --model cnn --epochs 5 --out runs/digits`
+
+    On two workers: `manyeyes train digits --workers 2 --out runs/two`
     """
     from manyeyes.training import live
     from manyeyes.training.run import Run

@@ -26,9 +26,7 @@ if TYPE_CHECKING:
 def command(
     dataset: Annotated[
         str | None,
-        typer.Argument(
-            help="Dataset directory with images of one size; default: a generated one.", metavar="[DATASET]"
-        ),
+        typer.Argument(help="Dataset directory with images of one size; default: a generated one.", metavar="DATASET"),
     ] = None,
     workers: Annotated[
         str, typer.Option("--workers", help="Numbers of workers to compare, the first with all others.")

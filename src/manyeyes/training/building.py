@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from manyeyes.data.dataset import Dataset
 from manyeyes.models.registry import build
+from manyeyes.training.collective import Collective
 from manyeyes.training.optimizers import create_optimizer
 from manyeyes.training.replica import Replica
 from manyeyes.training.run import Run
@@ -12,11 +13,11 @@ from manyeyes.training.step import Loss
 from manyeyes.training.synced_norms import synchronize_norms
 
 
-def build_replica(run: Run, settings: TrainSettings, data: Dataset, *, syncs_norms: bool = False) -> Replica:
+def build_replica(run: Run, settings: TrainSettings, data: Dataset, *, synced_by: Collective | None = None) -> Replica:
     """Make what trains; equal in every process.
 
     Args:
-        syncs_norms: normalise over the examples of all workers of a gang.
+        synced_by: normalise over the examples of all workers that this connects; None: of each part alone.
     """
     weighted = settings.train.class_weights == "balanced"
     loss = Loss(
@@ -29,8 +30,8 @@ def build_replica(run: Run, settings: TrainSettings, data: Dataset, *, syncs_nor
         lambda: build(run.model, run.precision),
         lambda model: create_optimizer(settings.optimizer, model, loss_scaling=run.precision == "float16"),
     )
-    if syncs_norms:
-        synchronize_norms(replica.model)
+    if synced_by is not None:
+        synchronize_norms(replica.model, synced_by)
     return replica
 
 

@@ -1,69 +1,145 @@
-"""What workers of a gang exchange while they train: TensorFlow's collectives, on tensors that are packed into one."""
+"""What workers of a gang exchange while they train: sums and gathers of tensors over all of them.
+
+Variables stay plain ones of each process: workers hold equal copies because they start equal and apply equal sums, so
+only what is exchanged goes through here (docs/decisions/0100).
+"""
 
 from __future__ import annotations
 
 import functools
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import tensorflow as tf
 
 from manyeyes.engines.base import GangContext
+from manyeyes.training.ring import Ring
+
+Kind = Literal["auto", "ring", "tensorflow"]
+
+
+def connect(context: GangContext, secret: str = "", kind: Kind = "auto") -> Collective:
+    """Meet the other workers of a gang.
+
+    Args:
+        secret: that all workers know.
+        kind: "ring": sockets, for CPUs; "tensorflow": NCCL between GPUs, gRPC between CPUs, to be set up before any
+            operation runs in this process (see backend.prepare); "auto": TensorFlow's where this worker has a GPU.
+
+    Raises:
+        ConnectionError: a worker did not come.
+    """
+    if context.world_size == 1:
+        return Collective(context)
+    if kind == "auto":
+        kind = "tensorflow" if tf.config.get_visible_devices("GPU") else "ring"
+    return RingCollective(context, secret) if kind == "ring" else TensorFlowCollective(context)
 
 
 class Collective:
-    """Sums and gathers tensors over all workers. With one worker it does nothing, at no cost.
-
-    TensorFlow's collectives are set up when the object is made, which must be before any operation runs in this process
-    (see backend.prepare). Variables stay plain ones of this process: workers hold equal copies because they start
-    equal and apply equal sums, so only what is exchanged concerns `tf.distribute` (docs/decisions/0100).
-    """
+    """Of one worker alone: all exchanges are free. The others are derived from it."""
 
     def __init__(self, context: GangContext) -> None:
         self.rank = context.rank
         self.world_size = context.world_size
-        self._strategy: Any = None
-        if context.world_size > 1:
-            cluster = tf.train.ClusterSpec({"worker": list(context.addresses)})
-            resolver = tf.distribute.cluster_resolver.SimpleClusterResolver(
-                cluster, task_type="worker", task_id=context.rank, rpc_layer="grpc"
-            )
-            # AUTO is NCCL on GPUs and a ring over gRPC on CPUs.
-            self._strategy = tf.distribute.MultiWorkerMirroredStrategy(resolver)
-
-    def among_workers(self, fn: Callable[..., Any]) -> Callable[..., Any]:
-        """Return `fn` so that `all_reduce` and `all_gather` reach the other workers from within it.
-
-        To be called in a traced function; all workers must call it alike.
-        """
-        return fn if self._strategy is None else lambda *arguments: self._strategy.run(fn, arguments)
 
     def sum(self, tensor: Any) -> tf.Tensor:
         """The sum of a tensor over all workers, on each of them: the same bits."""
-        return tensor if self._strategy is None else self._traced(all_reduce)(tensor)
+        return tensor
 
     def gather(self, tensor: Any) -> tf.Tensor:
         """The tensors of all workers by rank, on each of them: shape (n, …) becomes (world_size, n, …)."""
-        if self._strategy is None:
-            return tf.convert_to_tensor(tensor)[None]
-        return self._traced(all_gather)(tensor)
+        return tf.convert_to_tensor(tensor)[None]
 
     def gather_numbers(self, numbers: list[float]) -> np.ndarray:
         """float64 (world_size, n)."""
-        return self.gather(np.asarray(numbers, np.float64)).numpy()
+        return np.asarray(self.gather(np.asarray(numbers, np.float64)))
+
+    def among_workers(self, fn: Callable[..., Any]) -> Callable[..., Any]:
+        """Return `fn` so that `gather_inside` works in it; to be called in a traced function, by all workers alike."""
+        return fn
+
+    def gather_inside(self, tensor: tf.Tensor) -> tf.Tensor:
+        """`gather` in a function of `among_workers`, with gradients."""
+        return tensor[None]
+
+
+class RingCollective(Collective):
+    """Over sockets; see training.ring."""
+
+    def __init__(self, context: GangContext, secret: str) -> None:
+        super().__init__(context)
+        self._ring = Ring(context, secret)
+        self._last: tf.Operation | None = None
+
+    def sum(self, tensor: Any) -> tf.Tensor:
+        """See Collective.sum."""
+        return tf.constant(self._ring.sum(np.asarray(tensor)))
+
+    def gather(self, tensor: Any) -> tf.Tensor:
+        """See Collective.gather."""
+        return tf.constant(self._ring.gather(np.asarray(tensor)))
+
+    def gather_inside(self, tensor: tf.Tensor) -> tf.Tensor:
+        """See Collective.gather_inside."""
+
+        @tf.custom_gradient
+        def gather(mine: tf.Tensor) -> tuple[tf.Tensor, Callable[[tf.Tensor], tf.Tensor]]:
+            return (
+                self._in_order(self._ring.gather, mine, (self.world_size, *mine.shape)),
+                # Each worker's result depends on every worker's tensor, so what comes back for mine comes from all.
+                lambda upstream: self._in_order(lambda array: self._ring.sum(array)[self.rank], upstream, mine.shape),
+            )
+
+        return gather(tensor)
+
+    def _in_order(self, exchange: Callable[[np.ndarray], np.ndarray], tensor: tf.Tensor, shape: Any) -> tf.Tensor:
+        """Make an operation of an exchange, in the order of tracing: TensorFlow may run what is independent in any."""
+        graph = tf.compat.v1.get_default_graph()
+        before = [self._last] if self._last is not None and self._last.graph is graph else []
+        with tf.control_dependencies(before):
+            result = tf.numpy_function(exchange, [tensor], tensor.dtype)
+        self._last = result.op
+        return tf.ensure_shape(result, shape)
+
+
+class TensorFlowCollective(Collective):
+    """By `tf.distribute`: NCCL on GPUs, a ring over gRPC on CPUs."""
+
+    def __init__(self, context: GangContext) -> None:
+        super().__init__(context)
+        cluster = tf.train.ClusterSpec({"worker": list(context.addresses)})
+        resolver = tf.distribute.cluster_resolver.SimpleClusterResolver(
+            cluster, task_type="worker", task_id=context.rank, rpc_layer="grpc"
+        )
+        self._strategy = tf.distribute.MultiWorkerMirroredStrategy(resolver)
+
+    def sum(self, tensor: Any) -> tf.Tensor:
+        """See Collective.sum."""
+        return self._traced(_all_reduce)(tensor)
+
+    def gather(self, tensor: Any) -> tf.Tensor:
+        """See Collective.gather."""
+        return self._traced(_all_gather)(tensor)
+
+    def among_workers(self, fn: Callable[..., Any]) -> Callable[..., Any]:
+        """See Collective.among_workers."""
+        return lambda *arguments: self._strategy.run(fn, arguments)
+
+    def gather_inside(self, tensor: tf.Tensor) -> tf.Tensor:
+        """See Collective.gather_inside."""
+        return _all_gather(tensor)
 
     @functools.cache  # noqa: B019  lives as long as the process
     def _traced(self, exchange: Callable[[tf.Tensor], tf.Tensor]) -> Callable[[Any], tf.Tensor]:
         return tf.function(self.among_workers(exchange), reduce_retracing=True)
 
 
-def all_reduce(tensor: tf.Tensor) -> tf.Tensor:
-    """Inside of `among_workers`: the sum over all workers."""
+def _all_reduce(tensor: tf.Tensor) -> tf.Tensor:
     # A tensor that comes from outside has no device, and TensorFlow asks for one.
     return tf.distribute.get_replica_context().all_reduce(tf.distribute.ReduceOp.SUM, tf.identity(tensor))
 
 
-def all_gather(tensor: tf.Tensor) -> tf.Tensor:
-    """Inside of `among_workers`: the tensors of all workers by rank, with a new first axis."""
+def _all_gather(tensor: tf.Tensor) -> tf.Tensor:
     return tf.distribute.get_replica_context().all_gather(tf.identity(tensor)[None], axis=0)

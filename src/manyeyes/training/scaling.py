@@ -197,9 +197,9 @@ def measure(spec: Spec, halfway: dict[str, dict[str, np.ndarray]] | None, contex
     """
     # One thread for every operation: sums depend on their number, and workers would have other shares of the cores.
     backend.prepare(_SEED, 1, context)
-    from manyeyes.training.collective import Collective
+    from manyeyes.training.collective import connect
 
-    collective = Collective(context)
+    collective = connect(context)
     trainer = _Trainer(spec, context, collective)
     half = spec.num_steps // 2
     if halfway is not None:
@@ -267,7 +267,12 @@ class _Trainer:
         pipeline = self.pipeline(settings)
         syncs_norms = settings.strategy.syncs_norms(self._context.world_size)
         return AllReduce(
-            build_replica(describe_run(self._data, "", settings), settings, self._data, syncs_norms=syncs_norms),
+            build_replica(
+                describe_run(self._data, "", settings),
+                settings,
+                self._data,
+                synced_by=self._collective if syncs_norms else None,
+            ),
             Plan(settings, pipeline.steps_per_epoch),
             pipeline,
             None,

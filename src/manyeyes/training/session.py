@@ -72,11 +72,11 @@ def run_worker(job: Job, context: GangContext) -> Outcome:
         except Exception as error:
             import tensorflow as tf
 
-            if not isinstance(error, tf.errors.OpError):
+            if not isinstance(error, (tf.errors.OpError, ConnectionError)):
                 raise
             # An exchange that a peer did not come to. What became of the peer is the better message.
             time.sleep(_YIELD_SECONDS)
-            raise RuntimeError(f"An exchange with the other workers failed: {error.message}") from error
+            raise RuntimeError(f"An exchange with the other workers failed: {error}") from error
 
 
 def run_session(job: Job, context: GangContext, notify: OnEvent, wish: StopWish, life: Life | None = None) -> Outcome:
@@ -95,11 +95,12 @@ def run_session(job: Job, context: GangContext, notify: OnEvent, wish: StopWish,
     # Keras is loaded only when all that can be refused without it has been.
     from manyeyes.training.allreduce import AllReduce
     from manyeyes.training.building import build_replica
-    from manyeyes.training.collective import Collective
+    from manyeyes.training.collective import connect
     from manyeyes.training.loop import Loop
     from manyeyes.training.plan import Plan
 
-    collective = Collective(context)
+    secret = job.desk.token if job.desk else ""
+    collective = connect(context, secret, strategy_settings.collective)
     data = Dataset(job.dataset, verify="auto")
     num_parts = strategy_settings.num_parts(context.world_size)
     train_pipeline, val_pipeline = pipelines(
@@ -107,7 +108,7 @@ def run_session(job: Job, context: GangContext, notify: OnEvent, wish: StopWish,
     )
     syncs_norms = strategy_settings.syncs_norms(context.world_size)
     strategy = AllReduce(
-        build_replica(job.run, settings, data, syncs_norms=syncs_norms),
+        build_replica(job.run, settings, data, synced_by=collective if syncs_norms else None),
         Plan(settings, train_pipeline.steps_per_epoch),
         train_pipeline,
         val_pipeline,

@@ -28,7 +28,10 @@ KEEPING = frozenset(
         "tensorboard",
         "mlflow",
     )
-) | {f"strategy.{name}" for name in ("step_timeout_seconds", "max_restarts", "restart_seconds", "max_lost_workers")}
+) | {
+    f"strategy.{name}"
+    for name in ("collective", "step_timeout_seconds", "max_restarts", "restart_seconds", "max_lost_workers")
+}
 
 
 @dataclass(frozen=True)
@@ -237,6 +240,8 @@ class StrategySettings:
         accumulate_steps: with allreduce: parts that each worker computes one after another, to save memory.
         sync_norms: with allreduce: whether batch normalisations take their moments over the global batch; None: they
             do, except with virtual workers, which have moments of their own.
+        collective: with allreduce: what sums gradients: "ring" over sockets, for CPUs; "tensorflow", NCCL on GPUs;
+            or "auto", by whether a worker has a GPU.
         step_timeout_seconds: a worker that has not finished a step (the first, with its compilation, too) after so
             long hangs, and the run is started again. 0: never.
         max_restarts: how often a run is started again after a worker died, without a new checkpoint in between.
@@ -255,6 +260,7 @@ class StrategySettings:
     threads_per_virtual_worker: int = 1
     accumulate_steps: int = 1
     sync_norms: bool | None = None
+    collective: Literal["auto", "ring", "tensorflow"] = "auto"
     step_timeout_seconds: float = 600.0
     max_restarts: int = 3
     restart_seconds: float = 1.0

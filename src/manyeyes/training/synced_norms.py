@@ -9,11 +9,13 @@ from typing import Any
 import keras
 import tensorflow as tf
 
-from manyeyes.training.collective import all_gather
+from manyeyes.training.collective import Collective
 
 
-def synchronize_norms(model: keras.Model) -> int:
+def synchronize_norms(model: keras.Model, collective: Collective) -> int:
     """Make the batch normalisations of a model take their moments over all workers; returns how many there are.
+
+    The model is then called only inside of `collective.among_workers`.
 
     Keras's own `synchronized=True` sums counts, values and squares by three exchanges a layer and takes the variance
     as a difference of two large numbers, which in float32 moves gradients by up to 3e-3. Here each worker computes its
@@ -21,7 +23,7 @@ def synchronize_norms(model: keras.Model) -> int:
     """
     num = 0
     for layer in _norms(model):
-        layer._moments = functools.partial(_global_moments, layer)
+        layer._moments = functools.partial(_global_moments, collective, layer)
         num += 1
     return num
 
@@ -33,7 +35,7 @@ def _norms(layer: Any) -> Iterator[Any]:
         yield from _norms(inner)
 
 
-def _global_moments(layer: Any, inputs: tf.Tensor, mask: Any) -> tuple[tf.Tensor, tf.Tensor]:
+def _global_moments(collective: Collective, layer: Any, inputs: tf.Tensor, mask: Any) -> tuple[tf.Tensor, tf.Tensor]:
     """Mean and variance of each channel over the examples of all workers, float (channels,)."""
     assert mask is None, "no model of Manyeyes masks what it normalises"
     axes = layer._reduction_axes
@@ -42,7 +44,7 @@ def _global_moments(layer: Any, inputs: tf.Tensor, mask: Any) -> tuple[tf.Tensor
     # Workers without examples, as at the end of an epoch, add nothing.
     mean = tf.math.divide_no_nan(tf.reduce_sum(inputs, axes, keepdims=True), count)
     squares = tf.reduce_sum(tf.math.squared_difference(inputs, mean), axes)
-    of_all = all_gather(tf.concat([count[None], tf.reshape(mean, [-1]), squares], axis=0))
+    of_all = collective.gather_inside(tf.concat([count[None], tf.reshape(mean, [-1]), squares], axis=0))
     counts, means, squares_of_all = tf.split(of_all, [1, num_channels, num_channels], axis=1)
     total = tf.reduce_sum(counts)
     global_mean = tf.reduce_sum(counts * means, axis=0) / total

@@ -1,0 +1,151 @@
+"""What all-reduce costs: two workers with one thread each against twice one worker with one thread.
+
+    python benchmarks/allreduce.py [--steps 60] [--rounds 3] [--only cnn|resnet]
+
+Every worker is pinned to a core. The same global batch of generated pixels (resident, so that input costs nothing to
+speak of) goes through the strategy that `manyeyes train` uses. "Linear" is the images per second of two workers over
+twice those of one; the goal is 0.85 for the CNN of the demo and 0.95 for a ResNet-18 of width 16. With synchronized
+norms every normalisation adds an exchange forwards and one backwards; with virtual workers sums are exact.
+"""
+
+from __future__ import annotations
+
+import argparse
+import functools
+import os
+import statistics
+import tempfile
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+os.environ.setdefault("KERAS_BACKEND", "tensorflow")
+
+import numpy as np
+from rich.console import Console
+from rich.table import Table
+
+from manyeyes.data.dataset import Dataset
+from manyeyes.data.ingest import ingest
+from manyeyes.engines.base import GangContext
+from manyeyes.engines.registry import create_engine
+from manyeyes.training import backend
+from manyeyes.training.settings import TrainSettings
+
+BATCH = 128
+MODELS = {
+    "cnn": (28, 0.85, ["model.name=cnn"]),
+    "resnet": (32, 0.95, ["model.name=resnet18", "model.options={width=16}"]),
+}
+MODES = {
+    "own norms": ["strategy.sync_norms=false"],
+    "synchronized norms": ["strategy.sync_norms=true"],
+    "2 virtual workers": ["strategy.virtual_workers=2"],
+}
+
+
+@dataclass(frozen=True)
+class Pace:
+    """Seconds of a step, and of the exchanges in it that are not inside the computation."""
+
+    step_seconds: float
+    communication_seconds: float
+
+
+def measure(dataset: str, assignments: list[str], num_steps: int, context: GangContext) -> Pace:
+    """The life of one worker."""
+    os.sched_setaffinity(0, {context.rank % os.cpu_count()})  # type: ignore[operator]
+    backend.prepare(0, 1, context)
+    import keras
+
+    from manyeyes.training.allreduce import AllReduce
+    from manyeyes.training.building import build_replica
+    from manyeyes.training.collective import connect
+    from manyeyes.training.plan import Plan
+    from manyeyes.training.run import describe_run
+    from manyeyes.training.session import pipelines
+
+    collective = connect(context)
+    keras.utils.set_random_seed(0)
+    data = Dataset(dataset)
+    settings = TrainSettings.load(None, ["train.precision=float32", f"train.global_batch_size={BATCH}", *assignments])
+    run = describe_run(data, "", settings)
+    size = context.world_size
+    share: dict[str, Any] = {"rank": context.rank, "world_size": size, "num_parts": settings.strategy.num_parts(size)}
+    pipeline, _ = pipelines(data, run, settings, **share)
+    syncs_norms = settings.strategy.syncs_norms(size)
+    strategy = AllReduce(
+        build_replica(run, settings, data, synced_by=collective if syncs_norms else None),
+        Plan(settings, pipeline.steps_per_epoch),
+        pipeline,
+        None,
+        collective,
+        syncs_norms=syncs_norms,
+        is_exact=settings.strategy.virtual_workers is not None,
+    )
+    times: list[float] = []
+    done = epoch = 0
+    while len(times) < num_steps + 5:
+        asked = time.perf_counter()
+        for num in strategy.steps(epoch, 0, done):
+            times.append(time.perf_counter() - asked)
+            done += num
+            asked = time.perf_counter()
+        epoch += 1
+    clock = strategy.clock
+    return Pace(statistics.median(times[5:]), clock.communication_seconds / max(1, clock.num_timed_steps))
+
+
+def write_dataset(folder: str, size: int) -> str:
+    """Noise in ten classes, as IDX files through ingest."""
+    draw = np.random.default_rng(0)
+    source = Path(folder) / "source"
+    source.mkdir()
+    arrays = {
+        "images-idx3": draw.integers(0, 256, (2048, size, size), dtype=np.uint8),
+        "labels-idx1": np.arange(2048, dtype=np.uint8) % 10,
+    }
+    for name, array in arrays.items():
+        header = bytes([0, 0, 8, array.ndim]) + np.array(array.shape, ">u4").tobytes()
+        (source / f"train-{name}-ubyte").write_bytes(header + array.tobytes())
+    ingest(str(source), str(Path(folder) / "dataset"), engine=create_engine("inline"))
+    return str(Path(folder) / "dataset")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--steps", type=int, default=60)
+    parser.add_argument("--rounds", type=int, default=3, help="turns of one and two workers")
+    parser.add_argument("--only", choices=MODELS)
+    arguments = parser.parse_args()
+    engine = create_engine("local", 2)
+    table = Table("model", "norms and sums", "1 worker", "2 workers", "of which exchange", "linear", "goal")
+    for name in [arguments.only] if arguments.only else MODELS:
+        size, goal, model = MODELS[name]
+        with tempfile.TemporaryDirectory() as folder:
+            dataset = write_dataset(folder, size)
+            for mode, more in MODES.items():
+                alone, two = [], []
+                for _ in range(arguments.rounds):
+                    one = [*model, *(["strategy.sync_norms=false"] if "virtual" in mode else more)]
+                    alone += engine.gang(functools.partial(measure, dataset, one, arguments.steps), 1)
+                    two += engine.gang(functools.partial(measure, dataset, [*model, *more], arguments.steps), 2)
+                one_step = min(pace.step_seconds for pace in alone)
+                two_steps = min(pace.step_seconds for pace in two)
+                exchange = min(pace.communication_seconds for pace in two)
+                table.add_row(
+                    name,
+                    mode,
+                    f"{one_step * 1e3:.1f} ms",
+                    f"{two_steps * 1e3:.1f} ms",
+                    f"{exchange * 1e3:.1f} ms",
+                    f"{one_step / two_steps / 2:.2f}",
+                    f"{goal:.2f}",
+                )
+    Console().print(table)
+
+
+if __name__ == "__main__":
+    main()
