@@ -12,10 +12,7 @@ from typing import Any
 import pytest
 
 from manyeyes import storage
-from manyeyes.engines.inline import InlineEngine
 from manyeyes.training import checkpoint
-from manyeyes.training.settings import TrainSettings
-from manyeyes.training.trainer import train
 
 pytestmark = pytest.mark.slow
 
@@ -70,7 +67,8 @@ def test_a_run_that_dies_on_spark_goes_on_on_hadoop_to_the_bytes_of_one_process(
     for name, value in hadoop.environment.items():
         monkeypatch.setenv(name, value)
     whole, parts = str(tmp_path / "run"), f"{hadoop.hdfs}/diloco-{os.getpid()}"
-    train(small_dataset, whole, TrainSettings.load(None, SETTINGS), engine=InlineEngine())
+    alone = drive(small_dataset, whole, SETTINGS, False, "inline", {})
+    assert alone.returncode == 0, alone.stderr
 
     passed = {"pass_environment": ["HADOOP_CONF_DIR"]}
     died = drive(small_dataset, parts, SETTINGS, True, "spark", {"master": spark_cluster.master, **passed})
