@@ -21,11 +21,12 @@ import pytest
 from manyeyes.engines.registry import create_engine
 from manyeyes.errors import TrainingError, UsageError
 from manyeyes.training import checkpoint, scaling
+from manyeyes.training.clock import speeds_of
 from manyeyes.training.events import Event, Notice, Progress, Started
 from manyeyes.training.run import Run
 from manyeyes.training.scaling import Measured, verify_scaling
 from manyeyes.training.settings import OptimizerSettings, TrainSettings
-from manyeyes.training.trainer import TrainResult, train
+from manyeyes.training.trainer import train
 
 COMMAND = (sys.executable, "-m", "manyeyes.cli.main")
 TINY = (
@@ -43,6 +44,10 @@ TINY = (
 )
 
 
+# Long enough that something can happen to it.
+LIKE_ALONE = ("strategy.virtual_workers=2", "train.epochs=10")
+
+
 def settings(*assignments: str) -> TrainSettings:
     return TrainSettings.load(None, [*TINY, *assignments])
 
@@ -57,11 +62,23 @@ def lines_of(out: Path, kind: str) -> list[dict[str, Any]]:
     return [line for line in lines if line["kind"] == kind]
 
 
+def train_alone(dataset: str, out: Path, *assignments: str, resume: bool = False) -> dict[str, Any]:
+    """One worker in a process of its own: in this one TensorFlow may have run with another number of threads."""
+    arguments = ["--resume"] if resume else [arg for one in (*TINY, *assignments) for arg in ("--set", one)]
+    done = subprocess.run(
+        [*COMMAND, "train", dataset, "--out", str(out), "--workers", "1", "--json", *arguments],
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout)
+
+
 @pytest.fixture(scope="module")
-def alone(small_dataset: str, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, TrainResult]:
+def alone(small_dataset: str, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any]]:
     """One worker, with two virtual ones."""
     out = tmp_path_factory.mktemp("alone") / "run"
-    return out, train(small_dataset, str(out), settings("strategy.virtual_workers=2"))
+    return out, train_alone(small_dataset, out, *LIKE_ALONE)
 
 
 @pytest.mark.slow
@@ -79,9 +96,9 @@ def test_any_number_of_workers_gives_the_same_examples_gradients_and_weights() -
 
 @pytest.mark.parametrize("field", ["digests", "gradient", "weights", "exact_weights"])
 def test_verify_scaling_fails_where_workers_differ(field: str, small_dataset: str) -> None:
-    true = Measured({(0, 1): "a"}, np.ones(3, np.float32), np.ones(3), b"\0\0\x80\x3f", {}, 1.0, 1.0)
+    true = Measured([(0, 1, "a")], np.ones(3, np.float32), np.ones(3), b"\0\0\x80\x3f", {}, 1.0, 1.0)
     other = {
-        "digests": {(1, 1): "a"},
+        "digests": [(0, 1, "a"), (0, 1, "a")],
         "gradient": np.array([1, 1, 1.001], np.float32),
         "weights": np.array([1, 1, 1 + 1e-7]),
         "exact_weights": b"\x01\0\x80\x3f",
@@ -101,27 +118,18 @@ def test_verify_scaling_fails_where_workers_differ(field: str, small_dataset: st
         verify_scaling(Engine(), (2,), small_dataset)  # type: ignore[arg-type]
 
 
-def test_the_examples_of_a_run_are_seen_once_an_epoch_whoever_sees_them(tmp_path: Path) -> None:
-    dataset = scaling._generate(str(tmp_path))
-    spec = scaling.Spec(dataset, num_steps=2, global_batch_size=32, virtual_workers=2)
-    measured = create_engine("inline").gang(lambda context: scaling.measure(spec, None, context), 1)[0]
-    assert measured is not None
-    indices = [index for _, index in measured.digests]
-    assert len(indices) == len(set(indices)) == 480
-
-
 @pytest.mark.slow
 def test_two_workers_reach_the_bytes_of_one_and_tell_the_same(
-    alone: tuple[Path, TrainResult], small_dataset: str, tmp_path: Path
+    alone: tuple[Path, dict[str, Any]], small_dataset: str, tmp_path: Path
 ) -> None:
     out, expected = alone
     events: list[Event] = []
     result = train(
-        small_dataset, str(tmp_path / "run"), settings("strategy.virtual_workers=2"), num_workers=2,
+        small_dataset, str(tmp_path / "run"), settings(*LIKE_ALONE), num_workers=2,
         on_event=events.append,
     )  # fmt: skip
     assert files_of_last_checkpoint(tmp_path / "run") == files_of_last_checkpoint(out)
-    assert (result.val_accuracy, result.global_step) == (expected.val_accuracy, expected.global_step)
+    assert (result.val_accuracy, result.global_step) == (expected["val_accuracy"], expected["global_step"])
     # The val split is shared out, and each of its 45 examples counts once.
     for line, expected_line in zip(lines_of(tmp_path / "run", "epoch"), lines_of(out, "epoch"), strict=True):
         assert line["val_accuracy"] == expected_line["val_accuracy"]
@@ -145,6 +153,36 @@ def test_workers_tell_how_fast_they_are_and_what_they_wait_for(small_dataset: st
     shown = [event for event in events if isinstance(event, Progress) and event.workers]
     assert shown
     assert [worker.rank for worker in shown[-1].workers] == [0, 1]
+
+
+@pytest.mark.slow
+def test_two_workers_learn_what_one_does_where_the_last_batch_is_too_small_for_both(tmp_path: Path) -> None:
+    dataset = scaling._generate(str(tmp_path))
+    made = [*TINY, "model.dropout=0", "train.epochs=1", "train.global_batch_size=32", "optimizer.clip_norm=0.5"]
+    made += ["optimizer.ema=0.9", "mix.mixup=0"]
+    for workers in (1, 2):
+        train(dataset, str(tmp_path / str(workers)), TrainSettings.load(None, made), num_workers=workers)
+    one, two = (Run.open(str(tmp_path / str(workers))).checkpoint("last").arrays for workers in (1, 2))
+    assert (one["ema"].keys(), len(one["ema"])) == (two["ema"].keys(), len(two["ema"]))
+    for part in ("model", "ema", "optimizer"):
+        for key, array in one[part].items():
+            np.testing.assert_allclose(two[part][key], array, rtol=1e-3, atol=1e-4, err_msg=key)
+    (line,), (expected,) = (lines_of(tmp_path / str(workers), "epoch") for workers in (2, 1))
+    assert line["loss"] == pytest.approx(expected["loss"], rel=1e-4)
+
+
+def test_the_worker_that_the_others_wait_for_is_the_straggler() -> None:
+    # (seconds of steps, waiting for input, exchanges with the wait for others, own images)
+    speeds = speeds_of([(10.0, 0.0, 6.0, 500.0), (10.0, 0.0, 0.5, 500.0), (10.0, 1.0, 5.5, 500.0)])
+    assert [speed.is_straggler for speed in speeds] == [False, True, False]
+    assert [speed.images_per_second for speed in speeds] == [50, 50, 50]
+    assert speeds[0].communication_share == pytest.approx(0.6)
+    assert speeds_of([(10.0, 0.0, 6.0, 500.0)]) == ()
+
+
+def test_xla_is_refused_where_workers_exchange_inside_of_a_step(small_dataset: str, tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match=r"train\.xla=true can't compile exchanges"):
+        train(small_dataset, str(tmp_path / "run"), settings("train.xla=true"), num_workers=2)
 
 
 def test_accumulated_parts_learn_what_the_whole_batch_does(small_dataset: str, tmp_path: Path) -> None:
@@ -176,7 +214,7 @@ def test_more_workers_than_parts_and_uneven_parts_are_refused(small_dataset: str
 
 @pytest.mark.slow
 def test_a_worker_that_hangs_is_noticed_and_the_run_goes_on(
-    alone: tuple[Path, TrainResult], small_dataset: str, tmp_path: Path
+    alone: tuple[Path, dict[str, Any]], small_dataset: str, tmp_path: Path
 ) -> None:
     out = tmp_path / "run"
     events: list[Event] = []
@@ -188,7 +226,7 @@ def test_a_worker_that_hangs_is_noticed_and_the_run_goes_on(
             hung.extend(gang_processes(os.getpid())[1:])
             os.kill(hung[0], signal.SIGSTOP)
 
-    made = settings("strategy.virtual_workers=2", "strategy.step_timeout_seconds=30")
+    made = settings(*LIKE_ALONE, "strategy.step_timeout_seconds=25")
     train(small_dataset, str(out), made, num_workers=2, on_event=stop_worker_1)
     told = [event.text for event in events if isinstance(event, Notice)]
     assert any("a worker hangs. Worker 1 gave no sign of life for" in text for text in told), told
@@ -231,7 +269,7 @@ def test_a_run_killed_at_20_random_points_reaches_the_bytes_of_an_uninterrupted_
     long = ("train.epochs=60", "train.checkpoint_every_steps=5", "strategy.max_restarts=5")
     long += ("strategy.restart_seconds=0.1", "strategy.virtual_workers=2", "train.keep_checkpoints=5")
     whole, out = tmp_path / "whole", tmp_path / "killed"
-    train(small_dataset, str(whole), settings(*long))
+    train_alone(small_dataset, whole, *long)
     num_steps = 60 * 6
 
     def start(resume: bool) -> subprocess.Popen[str]:
@@ -275,10 +313,10 @@ def test_a_run_killed_at_20_random_points_reaches_the_bytes_of_an_uninterrupted_
 
 @pytest.mark.slow
 def test_ctrl_c_stops_all_workers_with_a_checkpoint_that_one_worker_goes_on_from(
-    alone: tuple[Path, TrainResult], small_dataset: str, tmp_path: Path
+    alone: tuple[Path, dict[str, Any]], small_dataset: str, tmp_path: Path
 ) -> None:
     out = tmp_path / "run"
-    arguments = [arg for one in (*TINY, "strategy.virtual_workers=2", "train.epochs=2") for arg in ("--set", one)]
+    arguments = [arg for one in (*TINY, *LIKE_ALONE) for arg in ("--set", one)]
     driver = subprocess.Popen(
         [*COMMAND, "train", small_dataset, "--out", str(out), "--workers", "2", *arguments],
         stderr=subprocess.PIPE,
@@ -292,14 +330,14 @@ def test_ctrl_c_stops_all_workers_with_a_checkpoint_that_one_worker_goes_on_from
     _, errors = driver.communicate(timeout=120)
     assert driver.returncode == 130, errors
     assert "Go on with: manyeyes train" in errors
-    assert 0 < checkpoint.step_of_name(checkpoint.names(str(out / "checkpoints"))[-1]) < 12
-    train(small_dataset, str(out), resume=True)
+    assert 0 < checkpoint.step_of_name(checkpoint.names(str(out / "checkpoints"))[-1]) < 60
+    train_alone(small_dataset, out, resume=True)
     assert files_of_last_checkpoint(out) == files_of_last_checkpoint(alone[0])
 
 
 @pytest.mark.slow
 def test_spark_workers_reach_the_bytes_of_local_ones_and_survive_a_kill(
-    alone: tuple[Path, TrainResult], small_dataset: str, spark_cluster: Any, tmp_path: Path
+    alone: tuple[Path, dict[str, Any]], small_dataset: str, spark_cluster: Any, tmp_path: Path
 ) -> None:
     out, killed, told = tmp_path / "run", [], []
 
@@ -311,7 +349,7 @@ def test_spark_workers_reach_the_bytes_of_local_ones_and_survive_a_kill(
             os.kill(killed[0], signal.SIGKILL)
 
     engine = create_engine("spark", 2, {"master": spark_cluster.master, "executor_memory": "512m"})
-    made = settings("strategy.virtual_workers=2", "strategy.restart_seconds=0.1")
+    made = settings(*LIKE_ALONE, "strategy.restart_seconds=0.1")
     train(small_dataset, str(out), made, engine=engine, num_workers=2, on_event=kill_one)
     assert killed
     assert any("died (killed by SIGKILL" in text and "restart 1 of" in text for text in told), told

@@ -103,19 +103,18 @@ def stop_workers(workers: Sequence[Worker]) -> None:
     """End the processes, and return when they are gone."""
     for worker in workers:
         worker.connection.close()
-        worker.process.terminate()
+        worker.process.kill()
     for worker in workers:
-        worker.process.join(timeout=5)
-        if worker.process.is_alive():
-            worker.process.kill()
-            worker.process.join()
+        worker.process.join()
 
 
 def _serve_tasks(content: bytes, num_threads: int, connection: Connection) -> None:
     """The life of a worker: run tasks until the driver goes away."""
     os.environ[THREADS_VARIABLE] = str(num_threads)
     os.environ.setdefault("OMP_NUM_THREADS", str(num_threads))
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    # The driver alone decides what an interrupt of the whole process group means.
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
     parent = multiprocessing.parent_process()
     if parent is not None:

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import operator
-import time
 import zlib
 from collections.abc import Generator
+from typing import Any
 
 import numpy as np
 import tensorflow as tf
@@ -23,8 +23,8 @@ from manyeyes.training.replica import Packing, Replica
 from manyeyes.training.reporting import Life
 from manyeyes.training.strategy import Totals
 
-# How often workers tell each other their speeds and their wishes: each exchange costs a millisecond or two.
-EXCHANGE_EVERY_STEPS = 10
+# How often workers compare their speeds and, where an exchange takes milliseconds, ask each other for wishes to stop.
+SPEEDS_EVERY_STEPS = 10
 
 
 class AllReduce:
@@ -85,6 +85,7 @@ class AllReduce:
         with contextlib.closing(self._train_pipeline.batches(epoch, start_step)) as batches:
             for batch in self.clock.timed(batches):
                 self._step(batch, self._plan.learning_rate(epoch, batch.step), global_step)
+                self.clock.communication_seconds += self._collective.take_seconds()
                 global_step += 1
                 self._life.beat("input", global_step)
                 yield 1
@@ -93,17 +94,21 @@ class AllReduce:
         """See Strategy.must_stop."""
         if self._collective.world_size == 1:
             return wish
-        if step % EXCHANGE_EVERY_STEPS:
+        shows = step % SPEEDS_EVERY_STEPS == 0
+        if not shows and not self._collective.is_quick:
             return False
         told = self._collective.gather_numbers([float(wish), *self.clock.readings()])
-        readings = [tuple(row[1:]) for row in told.tolist()]
+        if shows:
+            self._compare([tuple(row[1:]) for row in told.tolist()])
+        return bool(told[:, 0].any())
+
+    def _compare(self, readings: list[Any]) -> None:
         recent = [
             tuple(a - b for a, b in zip(now, before, strict=True))
             for now, before in zip(readings, self._readings, strict=True)
         ]
-        self.workers = speeds_of(recent)  # type: ignore[arg-type]
-        self._readings = readings  # type: ignore[assignment]
-        return bool(told[:, 0].any())
+        if all(seconds for seconds, *_ in recent):
+            self.workers, self._readings = speeds_of(recent), readings
 
     def totals(self) -> Totals:
         """See Strategy.totals."""
@@ -195,17 +200,16 @@ class AllReduce:
         parts = dict(zip(self._train_pipeline.parts, batch.parts(), strict=True))
 
         def work_of(part: int) -> tf.Tensor:
-            # Synchronized normalisations exchange in the middle of it, so a worker without examples takes part too.
-            if len(parts[part]) == 0 and not self._syncs_norms:
-                return self._nothing_computed
-            return self._compute(*Replica.arguments_of(parts[part], global_step, part))
+            batch = parts[part]
+            if len(batch) == 0:
+                if not self._syncs_norms:
+                    return self._nothing_computed
+                batch = Replica.stand_in(batch)
+            return self._compute(*Replica.arguments_of(batch, global_step, part))
 
         nodes = [tree.sum_node(node, work_of, operator.add) for node in self._nodes]
         self._life.beat("exchange")
-        started = time.perf_counter()
-        total = self._sum_exactly(nodes) if self._is_exact else self._collective.sum(sum(nodes[1:], nodes[0]))
-        self.clock.communication_seconds += time.perf_counter() - started
-        return total
+        return self._sum_exactly(nodes) if self._is_exact else self._collective.sum(sum(nodes[1:], nodes[0]))
 
     def _sum_exactly(self, nodes: list[tf.Tensor]) -> tf.Tensor:
         world_size, num_parts = self._collective.world_size, self._train_pipeline.num_parts

@@ -22,12 +22,16 @@ _GPU_DEVICES = ("/dev/nvidiactl", "/dev/kfd", "/dev/dxg")
 _BFLOAT16_CPU_FLAGS = {"avx512_bf16", "amx_bf16", "bf16"}
 
 
-def prepare(seed: int, num_threads: int | None = None, context: GangContext | None = None) -> None:
+def prepare(seed: int, num_threads: int | None = None, context: GangContext | None = None) -> bool:
     """Load TensorFlow and fix what a result depends on: seeds, determinism of operations, number of threads, GPUs.
 
     Args:
         num_threads: for one operation; None: this process's share of the cores.
         context: of a worker in a gang: workers on one host share out its GPUs, one to each.
+
+    Returns:
+        whether operations have that number of threads: TensorFlow fixes it with the first operation of a process, and
+        sums depend on it.
 
     Raises:
         MissingExtraError: TensorFlow or Keras is not installed.
@@ -53,6 +57,7 @@ def prepare(seed: int, num_threads: int | None = None, context: GangContext | No
         raise MissingExtraError("Training", "train") from None
     keras.utils.set_random_seed(seed)
     tf.config.experimental.enable_op_determinism()
+    return bool(tf.config.threading.get_intra_op_parallelism_threads() == threads)
 
 
 def resolve_precision(wanted: Precision | Literal["auto"]) -> Precision:

@@ -31,7 +31,7 @@ def build_replica(run: Run, settings: TrainSettings, data: Dataset, *, synced_by
         lambda model: create_optimizer(settings.optimizer, model, loss_scaling=run.precision == "float16"),
     )
     if synced_by is not None:
-        synchronize_norms(replica.model, synced_by)
+        synchronize_norms(replica.model, synced_by, lambda: replica.present)
     return replica
 
 

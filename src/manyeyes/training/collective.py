@@ -6,8 +6,10 @@ only what is exchanged goes through here (docs/decisions/0100).
 
 from __future__ import annotations
 
+import contextlib
 import functools
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Iterator
 from typing import Any, Literal
 
 import numpy as np
@@ -38,9 +40,16 @@ def connect(context: GangContext, secret: str = "", kind: Kind = "auto") -> Coll
 
 
 class Collective:
-    """Of one worker alone: all exchanges are free. The others are derived from it."""
+    """Of one worker alone: all exchanges are free. The others are derived from it.
+
+    Attributes:
+        is_quick: whether an exchange of a few numbers costs next to nothing.
+    """
+
+    is_quick = True
 
     def __init__(self, context: GangContext) -> None:
+        self._seconds = 0.0
         self.rank = context.rank
         self.world_size = context.world_size
 
@@ -52,9 +61,22 @@ class Collective:
         """The tensors of all workers by rank, on each of them: shape (n, …) becomes (world_size, n, …)."""
         return tf.convert_to_tensor(tensor)[None]
 
+    def take_seconds(self) -> float:
+        """The time spent on exchanges, and on waiting for others in them, since this was asked last."""
+        taken, self._seconds = self._seconds, 0.0
+        return taken
+
     def gather_numbers(self, numbers: list[float]) -> np.ndarray:
         """float64 (world_size, n)."""
         return np.asarray(self.gather(np.asarray(numbers, np.float64)))
+
+    @contextlib.contextmanager
+    def _timed(self) -> Iterator[None]:
+        started = time.perf_counter()
+        try:
+            yield
+        finally:
+            self._seconds += time.perf_counter() - started
 
     def among_workers(self, fn: Callable[..., Any]) -> Callable[..., Any]:
         """Return `fn` so that `gather_inside` works in it; to be called in a traced function, by all workers alike."""
@@ -75,11 +97,11 @@ class RingCollective(Collective):
 
     def sum(self, tensor: Any) -> tf.Tensor:
         """See Collective.sum."""
-        return tf.constant(self._ring.sum(np.asarray(tensor)))
+        return tf.constant(self._sum(np.asarray(tensor)))
 
     def gather(self, tensor: Any) -> tf.Tensor:
         """See Collective.gather."""
-        return tf.constant(self._ring.gather(np.asarray(tensor)))
+        return tf.constant(self._gather(np.asarray(tensor)))
 
     def gather_inside(self, tensor: tf.Tensor) -> tf.Tensor:
         """See Collective.gather_inside."""
@@ -87,12 +109,20 @@ class RingCollective(Collective):
         @tf.custom_gradient
         def gather(mine: tf.Tensor) -> tuple[tf.Tensor, Callable[[tf.Tensor], tf.Tensor]]:
             return (
-                self._in_order(self._ring.gather, mine, (self.world_size, *mine.shape)),
+                self._in_order(self._gather, mine, (self.world_size, *mine.shape)),
                 # Each worker's result depends on every worker's tensor, so what comes back for mine comes from all.
-                lambda upstream: self._in_order(lambda array: self._ring.sum(array)[self.rank], upstream, mine.shape),
+                lambda upstream: self._in_order(lambda array: self._sum(array)[self.rank], upstream, mine.shape),
             )
 
         return gather(tensor)
+
+    def _sum(self, array: np.ndarray) -> np.ndarray:
+        with self._timed():
+            return self._ring.sum(array)
+
+    def _gather(self, array: np.ndarray) -> np.ndarray:
+        with self._timed():
+            return self._ring.gather(array)
 
     def _in_order(self, exchange: Callable[[np.ndarray], np.ndarray], tensor: tf.Tensor, shape: Any) -> tf.Tensor:
         """Make an operation of an exchange, in the order of tracing: TensorFlow may run what is independent in any."""
@@ -105,7 +135,9 @@ class RingCollective(Collective):
 
 
 class TensorFlowCollective(Collective):
-    """By `tf.distribute`: NCCL on GPUs, a ring over gRPC on CPUs."""
+    """By `tf.distribute`: NCCL on GPUs, a ring over gRPC on CPUs. Exchanges inside a step are not timed."""
+
+    is_quick = False
 
     def __init__(self, context: GangContext) -> None:
         super().__init__(context)
@@ -117,11 +149,13 @@ class TensorFlowCollective(Collective):
 
     def sum(self, tensor: Any) -> tf.Tensor:
         """See Collective.sum."""
-        return self._traced(_all_reduce)(tensor)
+        with self._timed():
+            return self._traced(_all_reduce)(tensor)
 
     def gather(self, tensor: Any) -> tf.Tensor:
         """See Collective.gather."""
-        return self._traced(_all_gather)(tensor)
+        with self._timed():
+            return self._traced(_all_gather)(tensor)
 
     def among_workers(self, fn: Callable[..., Any]) -> Callable[..., Any]:
         """See Collective.among_workers."""

@@ -33,14 +33,19 @@ def run_gang(engine: Engine, job: Job, world_size: int, notify: OnEvent, wish: S
         while True:
             try:
                 sent = dataclasses.replace(job, desk=front_desk.desk)
-                return engine.gang(functools.partial(run_worker, sent), world_size)[0]
+                outcome = engine.gang(functools.partial(run_worker, sent), world_size)[0]
+                front_desk.finish()
+                return outcome
             except TaskError as error:
-                cause = _cause(error, front_desk.explain(), settings.step_timeout_seconds)
+                cause = _cause(error, front_desk, settings.step_timeout_seconds)
                 found = checkpoint.newest_whole(job.run.checkpoints_uri, lambda text: notify(Notice(text)))
                 num_restarts = 0 if _step_of(found) > newest else num_restarts
                 newest = max(newest, _step_of(found))
                 if wish:
-                    raise
+                    front_desk.finish()
+                    if found is None:
+                        raise
+                    return _interrupted(job, found, wish)
                 if num_restarts >= settings.max_restarts:
                     raise TrainingError(
                         f"{cause} That was attempt {num_restarts + 1} without a new checkpoint, and "
@@ -51,26 +56,40 @@ def run_gang(engine: Engine, job: Job, world_size: int, notify: OnEvent, wish: S
                 num_restarts += 1
                 notify(
                     Notice(
-                        f"{cause} All workers start again from step {max(0, newest)} in {wait:.0f} s (restart "
+                        f"{cause} All workers start again from step {max(0, _step_of(found))} in {wait:.0f} s (restart "
                         f"{num_restarts} of {settings.max_restarts} without a new checkpoint)."
                     )
                 )
                 _sleep(wait, wish)
-                if wish:
-                    raise
+                if wish and found:
+                    front_desk.finish()
+                    return _interrupted(job, found, wish)
                 front_desk.forget()
                 job = dataclasses.replace(job, checkpoint=found)
+
+
+def _interrupted(job: Job, name: str, wish: StopWish) -> Outcome:
+    """What a run came to whose workers were gone when it was to stop: its newest checkpoint."""
+    found = checkpoint.load(job.run.checkpoints_uri, name)
+    return Outcome(
+        state=found.state,
+        num_parameters=sum(array.size for array in found.arrays["model"].values()),
+        seconds=0.0,
+        images_per_second=0.0,
+        input_wait_share=0.0,
+        interrupted_by=wish.signal_number,
+    )
 
 
 def _step_of(name: str | None) -> int:
     return -1 if name is None else checkpoint.step_of_name(name)
 
 
-def _cause(error: TaskError, explanation: str, timeout_seconds: float) -> str:
-    text = str(error)
-    if f"exit code {EXIT_HANGS}" in text:
-        text = f"No step ended within strategy.step_timeout_seconds={timeout_seconds:g}: a worker hangs."
-    return f"{text} {explanation}".rstrip()
+def _cause(error: TaskError, front_desk: FrontDesk, timeout_seconds: float) -> str:
+    if f"exit code {EXIT_HANGS}" not in error.message:
+        return error.message
+    noticed = f"No step ended within strategy.step_timeout_seconds={timeout_seconds:g}: a worker hangs."
+    return f"{noticed} {front_desk.explain()}".rstrip()
 
 
 def _sleep(seconds: float, wish: StopWish) -> None:

@@ -33,6 +33,9 @@ class Journal:
         global_step: lines of later steps, left by a session that was killed, are removed.
         tensorboard: whether events are written too.
         mlflow: a tracking URI of MLflow, or "".
+
+    Attributes:
+        is_finished: whether the run is over, for those who ask when the journal is closed.
     """
 
     def __init__(self, run: Run, global_step: int, tensorboard: bool, mlflow: str = "") -> None:
@@ -43,10 +46,11 @@ class Journal:
         storage.write_bytes(self._uri, "".join(self._lines).encode())
         self._writer: Any = None
         self._tracker: Any = None
+        self.is_finished = False
         if mlflow:
             from manyeyes.training.mlflow_tracker import MlflowTracker
 
-            self._tracker = MlflowTracker(run, mlflow)
+            self._tracker = MlflowTracker(run, mlflow, resumed=global_step > 0)
         if tensorboard and self._local:
             import tensorflow as tf
 
@@ -86,7 +90,7 @@ class Journal:
         if self._writer is not None:
             self._writer.close()
         if self._tracker is not None:
-            self._tracker.close()
+            self._tracker.close(is_finished=self.is_finished)
 
 
 def scalars_of(values: dict[str, Any]) -> dict[str, float]:

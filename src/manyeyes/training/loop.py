@@ -64,6 +64,8 @@ class Loop:
             is_interrupted = False
             while not state.finished and not is_interrupted:
                 state, is_interrupted = self._run_epoch(state)
+            if self._journal:
+                self._journal.is_finished = state.finished
         if is_interrupted:
             # Where another worker got the signal, this one has none.
             self.interrupted_by = self._wish.signal_number or signal.SIGINT
@@ -233,6 +235,7 @@ class Loop:
                 state, totals=dataclasses.astuple(totals), logged=dataclasses.astuple(self._logged)
             )
         if not self.strategy.is_chief:
+            self._saved_at = time.monotonic()
             return  # it has the same weights
         arrays = self.strategy.arrays()
         for key, array in arrays["model"].items():

@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 import keras
@@ -104,6 +104,8 @@ class Replica:
         self.loss = loss
         self._ema = ema
         self._seed = seed
+        # While a step is traced: 0 where its images stand in for none, else 1 (see `stand_in`).
+        self.present: tf.Tensor | float = 1.0
         self._compile_with_xla = compile_with_xla
         self._totals = tf.Variable(tf.zeros(3, tf.float64), trainable=False)
         self._first_bad_step = tf.Variable(-1, dtype=tf.int64, trainable=False)
@@ -162,6 +164,19 @@ class Replica:
         place = np.int64(global_step), np.int64(part)
         return batch.images, batch.labels, labels_b, lam, np.float32(batch.global_size), *place
 
+    @staticmethod
+    def stand_in(batch: Batch) -> Batch:
+        """One black image without a label in place of an empty part, whose work is nothing.
+
+        It lets a worker without examples take part in the exchanges of synchronized normalisations; TensorFlow does not
+        keep the shapes of an empty batch through a convolution.
+        """
+        image = np.zeros((1, *batch.images.shape[1:]), np.uint8)
+        nothing = np.full(1, -1, np.int32)
+        return replace(
+            batch, images=image, labels=nothing, labels_b=None, lam=None, example_indices=np.full(1, -1), part_sizes=()
+        )
+
     def compute(
         self,
         images: tf.Tensor,
@@ -174,11 +189,13 @@ class Replica:
     ) -> Work:
         """The first half of a step; to be called in a traced function."""
         drawn = self._drawn_states(global_step, part)
+        self.present = present = tf.cast(tf.reduce_all(labels >= 0), tf.float64)
+        labels, labels_b = tf.maximum(labels, 0), tf.maximum(labels_b, 0)
         with keras.StatelessScope(state_mapping=drawn) as scope:
             gradients, added = gradients_and_sums(
-                self.model, self.optimizer, self.loss, images, labels, labels_b, lam, global_size
+                self.model, self.optimizer, self.loss, images, labels, labels_b, lam, global_size, present
             )
-        share = tf.cast(tf.shape(images)[0], tf.float64) / tf.cast(global_size, tf.float64)
+        share = present * tf.cast(tf.shape(images)[0], tf.float64) / tf.cast(global_size, tf.float64)
         changes = []
         for variable in self.statistics:
             new = scope.get_current_value(variable)

@@ -2,7 +2,7 @@
 
     worker → driver   {"token", "rank"}                               first
                       {"event": "Progress", …}                        from the chief: what people watch
-                      {"sign": {"phase", "step", "seconds"}}          every second: a sign of life
+                      {"sign": {"phase", "step"}}                     every second: a sign of life
     driver → worker   {"stop": signal number}
 
 Nothing in it is needed for the result: a worker that can't reach the driver trains all the same.
@@ -15,6 +15,7 @@ import dataclasses
 import json
 import os
 import secrets
+import signal
 import socket
 import socketserver
 import threading
@@ -34,6 +35,9 @@ SILENCE_SECONDS = 5.0
 # The exit code of a worker that gave up waiting (EX_TEMPFAIL).
 EXIT_HANGS = 75
 _CONNECT_SECONDS = 10.0
+# How long a step waits for a driver that reads nothing; then the worker says no more.
+_SEND_SECONDS = 5.0
+_LAST_WORDS_SECONDS = 2.0
 _EVENTS: dict[str, Any] = {
     cls.__name__: cls for cls in (events.Started, events.Notice, events.Progress, events.EpochEnd, events.Saved)
 }
@@ -83,6 +87,8 @@ class FrontDesk:
         self._token = secrets.token_hex(16)
         self._signs: dict[int, tuple[dict[str, Any], float]] = {}
         self._files: list[Any] = []
+        self._num_open = 0
+        self._error: Exception | None = None
         self._lock = threading.Lock()
         self._is_closed = threading.Event()
         desk = self
@@ -110,22 +116,29 @@ class FrontDesk:
         self._server.server_close()
 
     def explain(self) -> str:
-        """Which workers were silent, or what all were at, when a gang failed; empty when nothing is known."""
+        """Which workers were silent, or what all were at, when no step ended any more; empty when nothing is known."""
         # Counted from the last sign of any worker: ending a gang takes a while.
-        newest = max((at for _, at in self._signs.values()), default=0.0)
-        silent = {
-            rank: (sign, newest - at) for rank, (sign, at) in self._signs.items() if newest - at > SILENCE_SECONDS
-        }
+        signs = dict(self._signs)
+        newest = max((at for _, at in signs.values()), default=0.0)
+        silent = {rank: (sign, newest - at) for rank, (sign, at) in signs.items() if newest - at > SILENCE_SECONDS}
         if silent:
             return " ".join(
                 f"Worker {rank} gave no sign of life for {seconds:.0f} s (last: {sign['phase']}, step {sign['step']})."
                 for rank, (sign, seconds) in sorted(silent.items())
             )
-        waiting = {rank: sign for rank, (sign, _) in self._signs.items()}
+        waiting = {rank: sign for rank, (sign, _) in signs.items()}
         stuck = [rank for rank, sign in waiting.items() if sign["phase"] != "exchange"]
         if len(stuck) == 1 < len(waiting):
             return f"Worker {stuck[0]} was in {waiting[stuck[0]]['phase']}, the others waited for it."
         return ""
+
+    def finish(self) -> None:
+        """Wait a little for what workers that are done said last; raise what `notify` raised."""
+        deadline = time.monotonic() + _LAST_WORDS_SECONDS
+        while self._num_open and time.monotonic() < deadline:
+            time.sleep(0.01)
+        if self._error is not None:
+            raise self._error
 
     def forget(self) -> None:
         """Forget the workers of a gang that is over."""
@@ -138,13 +151,25 @@ class FrontDesk:
         rank = int(first["rank"])
         with self._lock:
             self._files.append(handler.wfile)
-        for line in handler.rfile:
-            message = json.loads(line)
-            if "sign" in message:
-                self._signs[rank] = message["sign"], time.monotonic()
-            else:
-                event: Event = config.from_dict(_EVENTS[message.pop("event")], message)
-                self._notify(event)
+            self._num_open += 1
+        try:
+            for line in handler.rfile:
+                message = json.loads(line)
+                if "sign" in message:
+                    self._signs[rank] = message["sign"], time.monotonic()
+                else:
+                    self._pass_on(config.from_dict(_EVENTS[message.pop("event")], message))
+        finally:
+            with self._lock:
+                self._num_open -= 1
+
+    def _pass_on(self, event: Event) -> None:
+        try:
+            self._notify(event)
+        except Exception as error:
+            # As in the driver's own process: it ends the training, and is raised there.
+            self._error = self._error or error
+            self._wish.signal_number = self._wish.signal_number or signal.SIGINT
 
     def _pass_on_wish(self) -> None:
         while not self._is_closed.wait(0.1):
@@ -169,23 +194,36 @@ def reporting(desk: Desk, rank: int, life: Life, timeout_seconds: float) -> Iter
     connection = _connect(desk)
     lock, is_over = threading.Lock(), threading.Event()
 
+    is_mute = threading.Event()
+
     def send(message: dict[str, Any]) -> None:
-        if connection is not None:
-            with lock, contextlib.suppress(OSError):
-                connection.sendall(json.dumps(message).encode() + b"\n")
+        if connection is not None and not is_mute.is_set():
+            with lock:
+                try:
+                    connection.sendall(json.dumps(message).encode() + b"\n")
+                except OSError:
+                    is_mute.set()  # half a line may be on its way
 
     def listen() -> None:
-        if connection is not None:
-            with contextlib.suppress(OSError, ValueError), connection.makefile("rb") as file:
-                for line in file:
-                    wish.signal_number = json.loads(line)["stop"]
+        said = b""
+        while connection is not None and not is_over.is_set():
+            try:
+                part = connection.recv(4096)
+            except TimeoutError:
+                continue
+            except OSError:
+                return
+            said += part
+            if said.endswith(b"\n"):
+                wish.signal_number = json.loads(said)["stop"]
+            if not part or said.endswith(b"\n"):
+                return
 
     def watch() -> None:
         while not is_over.wait(SECONDS_BETWEEN_SIGNS):
-            waited = time.monotonic() - life.beat_at
-            send({"sign": {"phase": life.phase, "step": life.step, "seconds": waited}})
-            if 0 < timeout_seconds < waited:
+            if 0 < timeout_seconds < time.monotonic() - life.beat_at:
                 os._exit(EXIT_HANGS)
+            send({"sign": {"phase": life.phase, "step": life.step}})
 
     send({"token": desk.token, "rank": rank})
     for target in (listen, watch):
@@ -204,7 +242,7 @@ def _connect(desk: Desk) -> socket.socket | None:
         connection = socket.create_connection((host.strip("[]"), int(port)), timeout=_CONNECT_SECONDS)
     except OSError:
         return None
-    connection.settimeout(None)
+    connection.settimeout(_SEND_SECONDS)
     return connection
 
 

@@ -6,8 +6,10 @@ where it can be: sums of float64 after many steps, float32 within one step, and 
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import hashlib
+import itertools
 import tempfile
 import time
 from collections.abc import Callable, Sequence
@@ -18,7 +20,7 @@ import numpy as np
 
 from manyeyes import storage
 from manyeyes.data.dataset import Dataset
-from manyeyes.data.ingest import ingest
+from manyeyes.data.ingest import IngestSettings, ingest
 from manyeyes.data.pipeline import InputPipeline
 from manyeyes.engines.base import Engine, GangContext
 from manyeyes.engines.registry import create_engine
@@ -31,8 +33,8 @@ from manyeyes.training.settings import DataSettings, LoopSettings, OptimizerSett
 FLOAT64_TOLERANCE = 1e-9
 GRADIENT_TOLERANCE = 1e-5
 _SEED = 7
-# Of the dataset that is generated where none is given.
-_NUM_EXAMPLES, _SIZE, _NUM_CLASSES = 600, 16, 4
+# Of the dataset that is generated where none is given. The last batch of an epoch has one example: most workers none.
+_NUM_EXAMPLES, _SIZE, _NUM_CLASSES = 32 * 18 + 1, 16, 4
 
 
 @dataclass(frozen=True)
@@ -57,7 +59,7 @@ class Measured:
     """What one number of workers came to.
 
     Attributes:
-        digests: for each example_index that was seen: the step, and a hash of the pixels, of all workers.
+        digests: the step, the example_index and a hash of the pixels of each example that a worker saw, in order.
         gradient: float32 (n,) of the first step.
         weights: float64 (n,) after the last step.
         exact_weights: float32 bytes after the last step with virtual workers.
@@ -65,7 +67,7 @@ class Measured:
         step_seconds, exact_step_seconds: in float32, without and with virtual workers.
     """
 
-    digests: dict[tuple[int, int], str]
+    digests: list[tuple[int, int, str]]
     gradient: np.ndarray
     weights: np.ndarray
     exact_weights: bytes
@@ -207,7 +209,7 @@ def measure(spec: Spec, halfway: dict[str, dict[str, np.ndarray]] | None, contex
         strategy.load_arrays(halfway, "The state halfway")
         trainer.run(strategy, half, spec.num_steps)
         exact = trainer.weights(strategy).tobytes()
-        return Measured({}, np.zeros(0), np.zeros(0), exact, {}, 1.0, 1.0) if context.rank == 0 else None
+        return Measured([], np.zeros(0), np.zeros(0), exact, {}, 1.0, 1.0) if context.rank == 0 else None
 
     digests = trainer.digests()
     strategy = trainer.make()
@@ -281,20 +283,22 @@ class _Trainer:
             is_exact=virtual_workers is not None,
         )
 
-    def digests(self) -> dict[tuple[int, int], str]:
-        """The hash of each example's pixels in each step of one epoch, of all workers; on rank 0."""
+    def digests(self) -> list[tuple[int, int, str]]:
+        """See Measured.digests; of all workers, on each."""
         pipeline = self.pipeline(self.settings(None, "float32"))
-        own: dict[tuple[int, int], str] = {}
-        for batch in pipeline.batches(0):
-            for index, image in zip(batch.example_indices.tolist(), batch.images, strict=True):
-                own[batch.step, index] = hashlib.sha256(image.tobytes()).hexdigest()[:12]
-        # As numbers, which is what workers exchange: step, index, 48 bits of the hash.
-        rows = np.array([[step, index, int(digest, 16)] for (step, index), digest in sorted(own.items())], np.float64)
-        most = int(self._collective.gather_numbers([len(rows)]).max())
+        own = []
+        with contextlib.closing(pipeline.batches(0)) as batches:
+            for batch in itertools.islice(batches, self._spec.num_steps):
+                for index, image in zip(batch.example_indices.tolist(), batch.images, strict=True):
+                    own.append([batch.step, index, int(hashlib.sha256(image.tobytes()).hexdigest()[:12], 16)])
+        # As numbers, which is what workers exchange.
+        most = int(self._collective.gather_numbers([len(own)]).max())
         padded = np.full((most, 3), -1.0)
-        padded[: len(rows)] = rows
-        told = self._collective.gather(padded).numpy().reshape(-1, 3)
-        return {(int(step), int(index)): f"{int(digest):012x}" for step, index, digest in told if step >= 0}
+        padded[: len(own)] = np.array(own, np.float64).reshape(-1, 3)
+        told = np.asarray(self._collective.gather(padded)).reshape(-1, 3)
+        # Workers follow one another in a batch, so that a stable sort by step gives the order of the global batch.
+        in_order = told[np.argsort(told[:, 0], kind="stable")]
+        return [(int(step), int(index), f"{int(digest):012x}") for step, index, digest in in_order if step >= 0]
 
     def gradient(self, strategy) -> np.ndarray:  # type: ignore[no-untyped-def]
         """Of the first step, before anything was learnt."""
@@ -340,7 +344,11 @@ def _difference(ours: np.ndarray, theirs: np.ndarray) -> float:
 
 
 def _bits_difference(ours: bytes, theirs: bytes) -> float:
-    return 0.0 if ours == theirs else _difference(np.frombuffer(ours, np.float32), np.frombuffer(theirs, np.float32))
+    if ours == theirs:
+        return 0.0
+    # Bytes may differ where numbers don't: 0 and -0.
+    tiny = float(np.finfo(np.float64).tiny)
+    return max(tiny, _difference(np.frombuffer(ours, np.float32), np.frombuffer(theirs, np.float32)))
 
 
 def _generate(folder: str) -> str:
@@ -357,5 +365,5 @@ def _generate(folder: str) -> str:
         header = bytes([0, 0, 8, array.ndim]) + np.array(array.shape, ">u4").tobytes()
         (source / f"train-{name}-ubyte").write_bytes(header + array.tobytes())
     dataset = str(Path(folder) / "dataset")
-    ingest(str(source), dataset, engine=create_engine("inline"))
+    ingest(str(source), dataset, settings=IngestSettings(val=0, test=0), engine=create_engine("inline"))
     return dataset

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import time
 from dataclasses import dataclass
 from typing import Any
@@ -9,9 +10,10 @@ from typing import Any
 from manyeyes.data.dataset import Dataset
 from manyeyes.data.pipeline import InputPipeline
 from manyeyes.engines.base import GangContext
+from manyeyes.errors import ManyeyesError
 from manyeyes.training import backend, checkpoint
 from manyeyes.training.checkpoint import TrainState
-from manyeyes.training.events import Event, OnEvent, Started
+from manyeyes.training.events import Event, Notice, OnEvent, Started
 from manyeyes.training.interrupts import StopWish
 from manyeyes.training.reporting import Desk, Life, reporting
 from manyeyes.training.run import Run
@@ -69,14 +71,25 @@ def run_worker(job: Job, context: GangContext) -> Outcome:
     with reporting(job.desk, context.rank, life, job.settings.strategy.step_timeout_seconds) as (notify, wish):
         try:
             return run_session(job, context, notify, wish, life)
+        except ManyeyesError:
+            raise
         except Exception as error:
-            import tensorflow as tf
-
-            if not isinstance(error, (tf.errors.OpError, ConnectionError)):
+            if not _lost_a_peer(error):
                 raise
             # An exchange that a peer did not come to. What became of the peer is the better message.
             time.sleep(_YIELD_SECONDS)
             raise RuntimeError(f"An exchange with the other workers failed: {error}") from error
+
+
+def _lost_a_peer(error: Exception) -> bool:
+    if isinstance(error, ConnectionError):
+        return True
+    tf = sys.modules.get("tensorflow")
+    if tf is None or not isinstance(error, tf.errors.OpError):
+        return False
+    # What the ring raises inside of a traced function comes out as an error of TensorFlow that quotes it.
+    lost = tf.errors.UnavailableError, tf.errors.AbortedError, tf.errors.CancelledError, tf.errors.DeadlineExceededError
+    return isinstance(error, lost) or "ConnectionError" in str(error)
 
 
 def run_session(job: Job, context: GangContext, notify: OnEvent, wish: StopWish, life: Life | None = None) -> Outcome:
@@ -90,7 +103,15 @@ def run_session(job: Job, context: GangContext, notify: OnEvent, wish: StopWish,
     settings, life = job.settings, life or Life()
     strategy_settings = settings.strategy
     virtual = strategy_settings.virtual_workers
-    backend.prepare(settings.train.seed, strategy_settings.threads_per_virtual_worker if virtual else None, context)
+    num_threads = strategy_settings.threads_per_virtual_worker if virtual else None
+    if not backend.prepare(settings.train.seed, num_threads, context) and virtual:
+        notify(
+            Notice(
+                "TensorFlow ran in this process before, with another number of threads than "
+                f"strategy.threads_per_virtual_worker={num_threads}: the weights may differ in their last bits from "
+                "those of other workers. Train in a process of its own."
+            )
+        )
 
     # Keras is loaded only when all that can be refused without it has been.
     from manyeyes.training.allreduce import AllReduce
@@ -101,6 +122,7 @@ def run_session(job: Job, context: GangContext, notify: OnEvent, wish: StopWish,
 
     secret = job.desk.token if job.desk else ""
     collective = connect(context, secret, strategy_settings.collective)
+    life.beat("start")
     data = Dataset(job.dataset, verify="auto")
     num_parts = strategy_settings.num_parts(context.world_size)
     train_pipeline, val_pipeline = pipelines(
@@ -117,6 +139,7 @@ def run_session(job: Job, context: GangContext, notify: OnEvent, wish: StopWish,
         is_exact=virtual is not None,
         life=life,
     )
+    life.beat("start")
     state = TrainState(0, 0, 0, settings.train.seed, job.run.settings_fingerprint, job.run.dataset_fingerprint)
     if job.checkpoint is not None:
         found = checkpoint.load(job.run.checkpoints_uri, job.checkpoint)
@@ -124,7 +147,9 @@ def run_session(job: Job, context: GangContext, notify: OnEvent, wish: StopWish,
         state = found.state
     if strategy.is_chief and job.checkpoint is None:
         job.run.save()  # only now, as a model that can't be built leaves no run behind
+    life.beat("exchange")
     strategy.check()
+    life.beat("input")
     tell: OnEvent = notify if strategy.is_chief else _ignore
     tell(started_event(job.run, settings, strategy.num_parameters, train_pipeline, state, context.world_size))
     loop = Loop(job.run, settings, strategy, tell, wish)

@@ -313,8 +313,11 @@ class TrainSettings:
     train: LoopSettings = field(default_factory=LoopSettings)
     strategy: StrategySettings = field(default_factory=StrategySettings)
 
-    def for_split(self, num_examples: int) -> TrainSettings:
+    def for_split(self, num_examples: int, num_parts: int = 1) -> TrainSettings:
         """The same with what depends on the number of train examples filled in.
+
+        Args:
+            num_parts: of which a batch size that nobody chose is made a multiple.
 
         Raises:
             UsageError: the global batch is larger than the split.
@@ -322,6 +325,7 @@ class TrainSettings:
         size = self.train.global_batch_size
         if size is None:
             size = min(64, max(8, num_examples // 8), num_examples)
+            size = max(1, size // num_parts) * num_parts
         if size > num_examples:
             raise UsageError(
                 f"global_batch_size={size} is larger than the split {self.data.train_split!r} with {num_examples} "

@@ -65,12 +65,14 @@ def gradients_and_sums(
     labels_b: tf.Tensor,
     lam: tf.Tensor,
     global_size: tf.Tensor,
+    present: tf.Tensor | float = 1.0,
 ) -> tuple[list[Any], tf.Tensor]:
     """Gradients of `sum of losses / global_size`: those of all workers add up to that of the global batch.
 
     Args:
         images: uint8 (n, H, W, C), this worker's part of the global batch.
         global_size: float32, the number of examples of the global batch.
+        present: 0 where the images stand in for none, and count for nothing; else 1.
 
     Returns:
         gradients in the order of model.trainable_variables, scaled as optimizer.scale_loss does;
@@ -79,13 +81,15 @@ def gradients_and_sums(
     with tf.GradientTape() as tape:
         logits = model(images, training=True)
         losses = loss.per_example(logits, labels, labels_b, lam)
-        scaled = optimizer.scale_loss(tf.reduce_sum(losses) / tf.cast(global_size, losses.dtype))
+        scaled = optimizer.scale_loss(
+            tf.reduce_sum(losses) * tf.cast(present, losses.dtype) / tf.cast(global_size, losses.dtype)
+        )
     gradients = tape.gradient(scaled, model.trainable_variables)
     gradients = [
         tf.zeros_like(v) if g is None else g for g, v in zip(gradients, model.trainable_variables, strict=True)
     ]
     main_labels = tf.where(lam >= 0.5, labels, labels_b)
-    return gradients, sums(logits, losses, main_labels)
+    return gradients, sums(logits, losses, main_labels) * tf.cast(present, tf.float64)
 
 
 def sums(logits: tf.Tensor, losses: tf.Tensor, labels: tf.Tensor) -> tf.Tensor:

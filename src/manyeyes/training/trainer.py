@@ -95,12 +95,15 @@ def train(
     if settings is None:
         settings = TrainSettings.load(base=before.settings) if before else TrainSettings()
     data = Dataset(dataset, verify="auto")
-    settings = settings.for_split(data.split(settings.data.train_split).num_examples)
-    strategy = settings.strategy
     engine = engine or create_engine("local", num_workers)
     world_size = num_workers or (max(1, backend.num_gpus()) if engine.name == "local" else 1)
     settings = settings.for_workers(world_size, before.settings if before else None)
     strategy = settings.strategy
+    settings = settings.for_split(data.split(settings.data.train_split).num_examples, strategy.num_parts(world_size))
+    if settings.train.xla and strategy.name == "allreduce" and strategy.syncs_norms(world_size):
+        raise UsageError(
+            "train.xla=true can't compile exchanges between workers. Leave it out, or set strategy.sync_norms=false."
+        )
     if before:
         _require_same_settings(before, settings)
     _require_classes(data, settings.data.train_split, notify)
@@ -119,7 +122,7 @@ def train(
     num_sharers = strategy.num_sharers(world_size)
     session.pipelines(data, run, settings, num_parts=strategy.num_parts(world_size), world_size=num_sharers)
     newest = _newest_checkpoint(run, notify) if before else None
-    job = Job(run, settings, storage.absolute(dataset), newest)
+    job = Job(dataclasses.replace(run, uri=storage.absolute(out)), settings, storage.absolute(dataset), newest)
     with stop_on_signals() as wish:
         if settings.strategy.name == "diloco":
             from manyeyes.training.diloco import run_rounds
