@@ -2,7 +2,7 @@
 
     python benchmarks/diloco.py DATASET [--epochs 3] [--seeds 3] [--slices 2 4] [--local-steps 50 200 500]
 
-DATASET is made by `make demo` (demo/fashion-mnist) or `manyeyes ingest`. Every run has the same model, batch and schedule.
+DATASET is made by `make demo` (demo/fashion-mnist) or `manyeyes ingest`. Runs have the same model, batch and schedule.
 Bytes of all-reduce are those that a ring sends, 2 (N - 1) / N of the gradients per worker and step; bytes of diloco are
 what its tasks read and write, as metrics.jsonl says. Accuracies are means over seeds on the val split, under the last
 weights; the goal is 100 times fewer bytes at 0.2 points or less.
