@@ -18,7 +18,6 @@ import tempfile
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 os.environ.setdefault("KERAS_BACKEND", "tensorflow")
@@ -60,31 +59,16 @@ def measure(dataset: str, assignments: list[str], num_steps: int, context: GangC
     backend.prepare(0, 1, context)
     import keras
 
-    from manyeyes.training.allreduce import AllReduce
-    from manyeyes.training.building import build_replica
+    from manyeyes.training.building import build_allreduce
     from manyeyes.training.collective import connect
-    from manyeyes.training.plan import Plan
     from manyeyes.training.run import describe_run
-    from manyeyes.training.session import pipelines
 
     collective = connect(context)
     keras.utils.set_random_seed(0)
     data = Dataset(dataset)
     settings = TrainSettings.load(None, ["train.precision=float32", f"train.global_batch_size={BATCH}", *assignments])
     run = describe_run(data, "", settings)
-    size = context.world_size
-    share: dict[str, Any] = {"rank": context.rank, "world_size": size, "num_parts": settings.strategy.num_parts(size)}
-    pipeline, _ = pipelines(data, run, settings, **share)
-    syncs_norms = settings.strategy.syncs_norms(size)
-    strategy = AllReduce(
-        build_replica(run, settings, data, synced_by=collective if syncs_norms else None),
-        Plan(settings, pipeline.steps_per_epoch),
-        pipeline,
-        None,
-        collective,
-        syncs_norms=syncs_norms,
-        is_exact=settings.strategy.virtual_workers is not None,
-    )
+    strategy = build_allreduce(run, settings, data, collective)
     times: list[float] = []
     done = epoch = 0
     while len(times) < num_steps + 5:

@@ -328,7 +328,7 @@ def test_what_travels_keeps_its_values_to_the_bits_of_the_wire(array: np.ndarray
 def test_a_task_that_hangs_ends_its_process() -> None:
     code = (
         "import time; from manyeyes.training.reporting import Life\n"
-        "from manyeyes.training.diloco_task import ends_when_it_hangs\n"
+        "from manyeyes.training.reporting import ends_when_it_hangs\n"
         "with ends_when_it_hangs(Life(), 0.2): time.sleep(60)"
     )
     assert subprocess.run([sys.executable, "-c", code], timeout=50, check=False).returncode == EXIT_HANGS

@@ -65,7 +65,7 @@ class AllReduce:
         self.num_parameters = int(replica.model.count_params())
         self.is_chief = collective.rank == 0
         self._plan = plan
-        self._train_pipeline = train_pipeline
+        self.train_pipeline = train_pipeline
         self._val_pipeline = val_pipeline
         self._collective = collective
         self._syncs_norms = syncs_norms
@@ -82,7 +82,7 @@ class AllReduce:
         self._let_learn(self._plan.learning_part(epoch))
         if start_step == 0 and self._plan.frees_backbone(epoch):
             self.replica.reset_optimizer()
-        with contextlib.closing(self._train_pipeline.batches(epoch, start_step)) as batches:
+        with contextlib.closing(self.train_pipeline.batches(epoch, start_step)) as batches:
             for batch in self.clock.timed(batches):
                 self._step(batch, self._plan.learning_rate(epoch, batch.step), global_step)
                 self.clock.communication_seconds += self._collective.take_seconds()
@@ -183,7 +183,7 @@ class AllReduce:
             replica.apply(packing.unpack(packed), learning_rate, global_step)
 
         self._compute, self._apply = compute, apply
-        self._nothing_computed = tf.zeros(packing.size, packing.dtype)
+        self._packing = packing
 
     def _step(self, batch: Batch, learning_rate: float, global_step: int) -> None:
         if self._is_alone:
@@ -197,13 +197,13 @@ class AllReduce:
         Nothing learns from it. It begins with the gradients, in the order of the variables that learn.
         """
         self._life.beat("compute")
-        parts = dict(zip(self._train_pipeline.parts, batch.parts(), strict=True))
+        parts = dict(zip(self.train_pipeline.parts, batch.parts(), strict=True))
 
         def work_of(part: int) -> tf.Tensor:
             batch = parts[part]
             if len(batch) == 0:
                 if not self._syncs_norms:
-                    return self._nothing_computed
+                    return tf.zeros(self._packing.size, self._packing.dtype)
                 batch = Replica.stand_in(batch)
             return self._compute(*Replica.arguments_of(batch, global_step, part))
 
@@ -212,7 +212,7 @@ class AllReduce:
         return self._sum_exactly(nodes) if self._is_exact else self._collective.sum(sum(nodes[1:], nodes[0]))
 
     def _sum_exactly(self, nodes: list[tf.Tensor]) -> tf.Tensor:
-        world_size, num_parts = self._collective.world_size, self._train_pipeline.num_parts
+        world_size, num_parts = self._collective.world_size, self.train_pipeline.num_parts
         nodes_of_ranks = [tree.nodes_of(parts_of_rank(rank, world_size, num_parts)) for rank in range(world_size)]
         most = max(len(nodes) for nodes in nodes_of_ranks)
         padded = nodes + [tf.zeros_like(nodes[0])] * (most - len(nodes))

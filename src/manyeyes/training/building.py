@@ -1,13 +1,17 @@
-"""The model, the loss and the optimizer of a run, made as its settings say."""
+"""What trains a run, made as its settings say: the model with loss and optimizer, and the strategy of a gang."""
 
 from __future__ import annotations
 
 from manyeyes.data.dataset import Dataset
 from manyeyes.models.registry import build
+from manyeyes.training.allreduce import AllReduce
 from manyeyes.training.collective import Collective
 from manyeyes.training.optimizers import create_optimizer
+from manyeyes.training.plan import Plan
 from manyeyes.training.replica import Replica
+from manyeyes.training.reporting import Life
 from manyeyes.training.run import Run
+from manyeyes.training.session import pipelines
 from manyeyes.training.settings import TrainSettings
 from manyeyes.training.step import Loss
 from manyeyes.training.synced_norms import synchronize_norms
@@ -33,6 +37,32 @@ def build_replica(run: Run, settings: TrainSettings, data: Dataset, *, synced_by
     if synced_by is not None:
         synchronize_norms(replica.model, synced_by, lambda: replica.present)
     return replica
+
+
+def build_allreduce(
+    run: Run, settings: TrainSettings, data: Dataset, collective: Collective, life: Life | None = None
+) -> AllReduce:
+    """Make the strategy of one of the workers that `collective` connects."""
+    world_size = collective.world_size
+    train_pipeline, val_pipeline = pipelines(
+        data,
+        run,
+        settings,
+        rank=collective.rank,
+        world_size=world_size,
+        num_parts=settings.strategy.num_parts(world_size),
+    )
+    syncs_norms = settings.strategy.syncs_norms(world_size)
+    return AllReduce(
+        build_replica(run, settings, data, synced_by=collective if syncs_norms else None),
+        Plan(settings, train_pipeline.steps_per_epoch),
+        train_pipeline,
+        val_pipeline,
+        collective,
+        syncs_norms=syncs_norms,
+        is_exact=settings.strategy.virtual_workers is not None,
+        life=life,
+    )
 
 
 def balanced_weights(num_by_label: list[int]) -> tuple[float, ...]:

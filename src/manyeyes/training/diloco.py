@@ -23,7 +23,7 @@ from manyeyes.data.dataset import Dataset
 from manyeyes.engines.base import Engine, kept_workers
 from manyeyes.errors import CheckpointError, TrainingError
 from manyeyes.training import backend, checkpoint, weights
-from manyeyes.training.checkpoint import Arrays, TrainState
+from manyeyes.training.checkpoint import Arrays
 from manyeyes.training.clock import Clock, WorkerSpeed, speeds_of
 from manyeyes.training.diloco_files import RoundFiles, encode, publish
 from manyeyes.training.diloco_jobs import SliceJobs
@@ -34,7 +34,7 @@ from manyeyes.training.interrupts import InterruptedByWishError, StopWish, inter
 from manyeyes.training.loop import Loop
 from manyeyes.training.plan import Plan
 from manyeyes.training.run import config_without_weights
-from manyeyes.training.session import Job, Outcome, outcome_of, pipelines, started_event
+from manyeyes.training.session import Job, Outcome, begin, outcome_of, pipelines, started_event
 from manyeyes.training.settings import TrainSettings
 from manyeyes.training.strategy import Totals
 
@@ -55,13 +55,7 @@ def run_rounds(engine: Engine, job: Job, notify: OnEvent, wish: StopWish) -> Out
     data = Dataset(job.dataset, verify="auto")
     train_pipeline, val_pipeline = pipelines(data, job.run, settings, world_size=num_slices)
     strategy = DiLoCo(engine, job, data, train_pipeline.steps_per_epoch, val_pipeline is not None, notify, wish)
-    state = TrainState(0, 0, 0, settings.train.seed, job.run.settings_fingerprint, job.run.dataset_fingerprint)
-    if job.checkpoint is not None:
-        found = checkpoint.load(job.run.checkpoints_uri, job.checkpoint)
-        strategy.load_arrays(found.arrays, f"The checkpoint of step {found.state.global_step}")
-        state = found.state
-    else:
-        job.run.save()  # only now, as a model that can't be built leaves no run behind
+    state = begin(job, strategy)
     world_size = min(engine.num_workers, num_slices)
     notify(started_event(job.run, settings, strategy.num_parameters, train_pipeline, state, world_size))
     loop = Loop(job.run, settings, strategy, notify, wish)

@@ -8,8 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import os
-import threading
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -24,7 +22,7 @@ from manyeyes.errors import CheckpointError, UsageError
 from manyeyes.training import backend, weights
 from manyeyes.training.diloco_files import RoundFiles, decode, encode, publish, sha256_of
 from manyeyes.training.plan import Plan
-from manyeyes.training.reporting import EXIT_HANGS, Life
+from manyeyes.training.reporting import Life, ends_when_it_hangs
 from manyeyes.training.session import Job, pipelines
 from manyeyes.training.strategy import Totals
 
@@ -304,21 +302,3 @@ def _read_inner(uri: str, sha256: str) -> tuple[dict[str, np.ndarray] | None, in
     except FileNotFoundError:
         return None, 0
     return (decode(content, uri)[0] if sha256_of(content) == sha256 else None), len(content)
-
-
-@contextlib.contextmanager
-def ends_when_it_hangs(life: Life, timeout_seconds: float) -> Iterator[None]:
-    """End the process when there is no beat for so long while the block runs; 0 waits for ever."""
-    is_over = threading.Event()
-
-    def watch() -> None:
-        while not is_over.wait(min(1.0, timeout_seconds / 4)):
-            if time.monotonic() - life.beat_at > timeout_seconds:
-                os._exit(EXIT_HANGS)
-
-    if timeout_seconds > 0:
-        threading.Thread(target=watch, daemon=True).start()
-    try:
-        yield
-    finally:
-        is_over.set()

@@ -80,3 +80,7 @@ class Saved:
 
 Event = Started | Notice | Progress | EpochEnd | Saved
 OnEvent = Callable[[Event], None]
+
+
+def ignore(event: Event) -> None:
+    """Take an event where nobody watches."""

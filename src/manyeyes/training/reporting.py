@@ -187,7 +187,7 @@ class FrontDesk:
 def reporting(desk: Desk, rank: int, life: Life, timeout_seconds: float) -> Iterator[tuple[OnEvent, StopWish]]:
     """A worker's side: yields what takes events, and the wish that the driver sends.
 
-    While the block runs, a thread says what the worker is at, and ends the process when no step has ended for
+    While the block runs, a thread says what the worker is at, and the process ends when no step has ended for
     `timeout_seconds`: a worker whose peer hangs waits in an exchange that nothing else can end. 0 waits for ever.
     """
     wish = StopWish()
@@ -219,21 +219,38 @@ def reporting(desk: Desk, rank: int, life: Life, timeout_seconds: float) -> Iter
             if not part or said.endswith(b"\n"):
                 return
 
-    def watch() -> None:
+    def give_signs() -> None:
         while not is_over.wait(SECONDS_BETWEEN_SIGNS):
-            if 0 < timeout_seconds < time.monotonic() - life.beat_at:
-                os._exit(EXIT_HANGS)
             send({"sign": {"phase": life.phase, "step": life.step}})
 
     send({"token": desk.token, "rank": rank})
-    for target in (listen, watch):
+    for target in (listen, give_signs):
         threading.Thread(target=target, daemon=True).start()
     try:
-        yield (lambda event: send({"event": type(event).__name__, **config.to_dict(event)})), wish
+        with ends_when_it_hangs(life, timeout_seconds):
+            yield (lambda event: send({"event": type(event).__name__, **config.to_dict(event)})), wish
     finally:
         is_over.set()
         if connection is not None:
             connection.close()
+
+
+@contextlib.contextmanager
+def ends_when_it_hangs(life: Life, timeout_seconds: float) -> Iterator[None]:
+    """End the process when there is no beat for so long while the block runs; 0 waits for ever."""
+    is_over = threading.Event()
+
+    def watch() -> None:
+        while not is_over.wait(min(1.0, timeout_seconds / 4)):
+            if time.monotonic() - life.beat_at > timeout_seconds:
+                os._exit(EXIT_HANGS)
+
+    if timeout_seconds > 0:
+        threading.Thread(target=watch, daemon=True).start()
+    try:
+        yield
+    finally:
+        is_over.set()
 
 
 def _connect(desk: Desk) -> socket.socket | None:

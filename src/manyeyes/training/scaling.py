@@ -10,6 +10,7 @@ import contextlib
 import functools
 import hashlib
 import itertools
+import math
 import tempfile
 import time
 from collections.abc import Callable, Sequence
@@ -21,7 +22,6 @@ import numpy as np
 from manyeyes import storage
 from manyeyes.data.dataset import Dataset
 from manyeyes.data.ingest import IngestSettings, ingest
-from manyeyes.data.pipeline import InputPipeline
 from manyeyes.engines.base import Engine, GangContext
 from manyeyes.engines.registry import create_engine
 from manyeyes.errors import UsageError
@@ -138,11 +138,12 @@ def verify_scaling(
     if len(set(world_sizes)) < 2 or min(world_sizes) < 1:
         raise UsageError(f"world_sizes={list(world_sizes)} leaves nothing to compare. Give two or more, e.g. 1,2,4.")
     virtual_workers = max(world_sizes)
+    multiple = math.lcm(*world_sizes)
     with tempfile.TemporaryDirectory() as folder:
         spec = Spec(
             dataset=storage.absolute(dataset or _generate(folder)),
             num_steps=num_steps,
-            global_batch_size=int(np.lcm.reduce(list(world_sizes))) * -(-32 // int(np.lcm.reduce(list(world_sizes)))),
+            global_batch_size=multiple * -(-32 // multiple),
             virtual_workers=virtual_workers,
         )
         found: dict[int, Measured] = {}
@@ -202,7 +203,7 @@ def measure(spec: Spec, halfway: dict[str, dict[str, np.ndarray]] | None, contex
     from manyeyes.training.collective import connect
 
     collective = connect(context)
-    trainer = _Trainer(spec, context, collective)
+    trainer = _Trainer(spec, collective)
     half = spec.num_steps // 2
     if halfway is not None:
         strategy = trainer.make(virtual_workers=spec.virtual_workers)
@@ -211,8 +212,8 @@ def measure(spec: Spec, halfway: dict[str, dict[str, np.ndarray]] | None, contex
         exact = trainer.weights(strategy).tobytes()
         return Measured([], np.zeros(0), np.zeros(0), exact, {}, 1.0, 1.0) if context.rank == 0 else None
 
-    digests = trainer.digests()
     strategy = trainer.make()
+    digests = trainer.digests(strategy)
     gradient = trainer.gradient(strategy)
     step_seconds = trainer.run(strategy, 0, spec.num_steps)
     strategy = trainer.make(precision="float64")
@@ -231,9 +232,8 @@ def measure(spec: Spec, halfway: dict[str, dict[str, np.ndarray]] | None, contex
 class _Trainer:
     """What one worker does for the proof, with the strategy that training uses."""
 
-    def __init__(self, spec: Spec, context: GangContext, collective) -> None:  # type: ignore[no-untyped-def]
+    def __init__(self, spec: Spec, collective) -> None:  # type: ignore[no-untyped-def]
         self._spec = spec
-        self._context = context
         self._collective = collective
         self._data = Dataset(spec.dataset, verify="auto")
 
@@ -247,47 +247,20 @@ class _Trainer:
             strategy=StrategySettings(virtual_workers=virtual_workers),
         )
 
-    def pipeline(self, settings: TrainSettings) -> InputPipeline:
-        from manyeyes.training.run import describe_run
-        from manyeyes.training.session import pipelines
-
-        num_parts = settings.strategy.num_parts(self._context.world_size)
-        run = describe_run(self._data, "", settings)
-        share = {"rank": self._context.rank, "world_size": self._context.world_size, "num_parts": num_parts}
-        return pipelines(self._data, run, settings, **share)[0]
-
     def make(self, virtual_workers: int | None = None, precision: str = "float32"):  # type: ignore[no-untyped-def]
         import keras
 
-        from manyeyes.training.allreduce import AllReduce
-        from manyeyes.training.building import build_replica
-        from manyeyes.training.plan import Plan
+        from manyeyes.training.building import build_allreduce
         from manyeyes.training.run import describe_run
 
         keras.utils.set_random_seed(_SEED)
         settings = self.settings(virtual_workers, precision)
-        pipeline = self.pipeline(settings)
-        syncs_norms = settings.strategy.syncs_norms(self._context.world_size)
-        return AllReduce(
-            build_replica(
-                describe_run(self._data, "", settings),
-                settings,
-                self._data,
-                synced_by=self._collective if syncs_norms else None,
-            ),
-            Plan(settings, pipeline.steps_per_epoch),
-            pipeline,
-            None,
-            self._collective,
-            syncs_norms=syncs_norms,
-            is_exact=virtual_workers is not None,
-        )
+        return build_allreduce(describe_run(self._data, "", settings), settings, self._data, self._collective)
 
-    def digests(self) -> list[tuple[int, int, str]]:
+    def digests(self, strategy) -> list[tuple[int, int, str]]:  # type: ignore[no-untyped-def]
         """See Measured.digests; of all workers, on each."""
-        pipeline = self.pipeline(self.settings(None, "float32"))
         own = []
-        with contextlib.closing(pipeline.batches(0)) as batches:
+        with contextlib.closing(strategy.train_pipeline.batches(0)) as batches:
             for batch in itertools.islice(batches, self._spec.num_steps):
                 for index, image in zip(batch.example_indices.tolist(), batch.images, strict=True):
                     own.append([batch.step, index, int(hashlib.sha256(image.tobytes()).hexdigest()[:12], 16)])
@@ -302,10 +275,8 @@ class _Trainer:
 
     def gradient(self, strategy) -> np.ndarray:  # type: ignore[no-untyped-def]
         """Of the first step, before anything was learnt."""
-        pipeline = self.pipeline(self.settings(None, "float32"))
-        batches = pipeline.batches(0)
-        total = strategy.summed(next(batches), 0).numpy()
-        batches.close()
+        with contextlib.closing(strategy.train_pipeline.batches(0)) as batches:
+            total = strategy.summed(next(batches), 0).numpy()
         num = sum(int(np.prod(variable.shape)) for variable in strategy.replica.model.trainable_variables)
         return total[:num]
 

@@ -13,11 +13,12 @@ from manyeyes.engines.base import GangContext
 from manyeyes.errors import ManyeyesError
 from manyeyes.training import backend, checkpoint
 from manyeyes.training.checkpoint import TrainState
-from manyeyes.training.events import Event, Notice, OnEvent, Started
+from manyeyes.training.events import Notice, OnEvent, Started, ignore
 from manyeyes.training.interrupts import StopWish
 from manyeyes.training.reporting import Desk, Life, reporting
 from manyeyes.training.run import Run
 from manyeyes.training.settings import TrainSettings
+from manyeyes.training.strategy import Strategy
 
 # The val split is measured in batches of at least this many examples, however small those of the training are.
 MIN_EVALUATION_BATCH_SIZE = 64
@@ -114,48 +115,43 @@ def run_session(job: Job, context: GangContext, notify: OnEvent, wish: StopWish,
         )
 
     # Keras is loaded only when all that can be refused without it has been.
-    from manyeyes.training.allreduce import AllReduce
-    from manyeyes.training.building import build_replica
+    from manyeyes.training.building import build_allreduce
     from manyeyes.training.collective import connect
     from manyeyes.training.loop import Loop
-    from manyeyes.training.plan import Plan
 
     secret = job.desk.token if job.desk else ""
     collective = connect(context, secret, strategy_settings.collective)
     life.beat("start")
     data = Dataset(job.dataset, verify="auto")
-    num_parts = strategy_settings.num_parts(context.world_size)
-    train_pipeline, val_pipeline = pipelines(
-        data, job.run, settings, rank=context.rank, world_size=context.world_size, num_parts=num_parts
-    )
-    syncs_norms = strategy_settings.syncs_norms(context.world_size)
-    strategy = AllReduce(
-        build_replica(job.run, settings, data, synced_by=collective if syncs_norms else None),
-        Plan(settings, train_pipeline.steps_per_epoch),
-        train_pipeline,
-        val_pipeline,
-        collective,
-        syncs_norms=syncs_norms,
-        is_exact=virtual is not None,
-        life=life,
-    )
+    strategy = build_allreduce(job.run, settings, data, collective, life)
     life.beat("start")
-    state = TrainState(0, 0, 0, settings.train.seed, job.run.settings_fingerprint, job.run.dataset_fingerprint)
-    if job.checkpoint is not None:
-        found = checkpoint.load(job.run.checkpoints_uri, job.checkpoint)
-        strategy.load_arrays(found.arrays, f"The checkpoint of step {found.state.global_step}")
-        state = found.state
-    if strategy.is_chief and job.checkpoint is None:
-        job.run.save()  # only now, as a model that can't be built leaves no run behind
+    state = begin(job, strategy)
     life.beat("exchange")
     strategy.check()
     life.beat("input")
-    tell: OnEvent = notify if strategy.is_chief else _ignore
-    tell(started_event(job.run, settings, strategy.num_parameters, train_pipeline, state, context.world_size))
+    tell: OnEvent = notify if strategy.is_chief else ignore
+    pipeline = strategy.train_pipeline
+    tell(started_event(job.run, settings, strategy.num_parameters, pipeline, state, context.world_size))
     loop = Loop(job.run, settings, strategy, tell, wish)
     state = loop.run_from(state)
     life.beat("end", state.global_step)
     return outcome_of(loop, state)
+
+
+def begin(job: Job, strategy: Strategy) -> TrainState:
+    """Bring a strategy to where the session starts: the job's checkpoint, or a run that is new and is written now.
+
+    Raises:
+        CheckpointError: the checkpoint is damaged, or of another model.
+    """
+    if job.checkpoint is not None:
+        found = checkpoint.load(job.run.checkpoints_uri, job.checkpoint)
+        strategy.load_arrays(found.arrays, f"The checkpoint of step {found.state.global_step}")
+        return found.state
+    if strategy.is_chief:
+        job.run.save()  # only now, as a model that can't be built leaves no run behind
+    run = job.run
+    return TrainState(0, 0, 0, job.settings.train.seed, run.settings_fingerprint, run.dataset_fingerprint)
 
 
 def outcome_of(loop, state: TrainState) -> Outcome:  # type: ignore[no-untyped-def]
@@ -233,7 +229,3 @@ def pipelines(
         **share,
     )
     return train_pipeline, val_pipeline
-
-
-def _ignore(event: Event) -> None:
-    pass

@@ -13,7 +13,7 @@ from manyeyes.engines.base import Engine, GangContext
 from manyeyes.engines.registry import create_engine
 from manyeyes.errors import CheckpointError, DatasetError, UsageError
 from manyeyes.training import backend, checkpoint, session
-from manyeyes.training.events import Event, Notice, OnEvent
+from manyeyes.training.events import Notice, OnEvent, ignore
 from manyeyes.training.gang import run_gang
 from manyeyes.training.interrupts import stop_on_signals
 from manyeyes.training.run import CONFIG_NAME, Run, describe_run
@@ -90,7 +90,7 @@ def train(
         CheckpointError: with `resume`: no whole checkpoint fits.
         TrainingError: workers died too often.
     """
-    notify: OnEvent = on_event or _ignore
+    notify: OnEvent = on_event or ignore
     before = _run_before(out, resume)
     if settings is None:
         settings = TrainSettings.load(base=before.settings) if before else TrainSettings()
@@ -159,10 +159,6 @@ def _result(out: str, run: Run, settings: TrainSettings, outcome: Outcome) -> Tr
 def resume_command(dataset: str, out: str) -> str:
     """The command that goes on with an interrupted run."""
     return f"manyeyes train {shlex.quote(dataset)} --out {shlex.quote(out)} --resume"
-
-
-def _ignore(event: Event) -> None:
-    pass
 
 
 def _run_before(out: str, resume: bool) -> Run | None:
