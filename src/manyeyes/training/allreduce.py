@@ -18,7 +18,7 @@ from manyeyes.training import tree
 from manyeyes.training.checkpoint import Arrays
 from manyeyes.training.clock import Clock, WorkerSpeed, speeds_of
 from manyeyes.training.collective import Collective
-from manyeyes.training.plan import Part, Plan
+from manyeyes.training.plan import Plan
 from manyeyes.training.replica import Packing, Replica
 from manyeyes.training.reporting import Life
 from manyeyes.training.strategy import Totals
@@ -73,13 +73,13 @@ class AllReduce:
         self._life = life or Life()
         self._nodes = tree.nodes_of(train_pipeline.parts)
         self._is_alone = collective.world_size == 1 and train_pipeline.num_parts == 1
-        self._learning_part: Part | None = None
         self._readings = [(0.0, 0.0, 0.0, 0.0)] * collective.world_size
-        self._let_learn("all")
+        self._trace()
 
     def steps(self, epoch: int, start_step: int, global_step: int) -> Generator[int, None, None]:
         """See Strategy.steps."""
-        self._let_learn(self._plan.learning_part(epoch))
+        if self.replica.let_learn(self._plan.learning(epoch)):
+            self._trace()
         if start_step == 0 and self._plan.frees_backbone(epoch):
             self.replica.reset_optimizer()
         with contextlib.closing(self.train_pipeline.batches(epoch, start_step)) as batches:
@@ -159,12 +159,6 @@ class AllReduce:
         for batch in batches:
             self._life.beat("evaluation")
             yield batch
-
-    def _let_learn(self, part: Part) -> None:
-        if part != self._learning_part:
-            self._learning_part = part
-            self.replica.let_learn(part)
-            self._trace()
 
     def _trace(self) -> None:
         """Trace the two halves of a step, for the variables that learn now."""

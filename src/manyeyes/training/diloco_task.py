@@ -192,7 +192,7 @@ def _take_steps(bench: _Bench, files: RoundFiles, item: LocalSteps, life: Life) 
     uri = files.weights(item.global_step)
     content = _read_weights(uri, item.weights_sha256)
     sent_bytes = len(content)
-    replica.let_learn(bench.plan.learning_part(item.epoch))
+    replica.let_learn(bench.plan.learning(item.epoch))
     start = bench.load_weights(decode(content, uri)[0], uri)
     inner = _read_inner(files.inner(item.global_step, item.slice), item.inner_sha256)
     sent_bytes += inner[1]

@@ -8,7 +8,7 @@ from typing import Literal
 from manyeyes.training.schedules import scale_at
 from manyeyes.training.settings import TrainSettings
 
-Part = Literal["all", "all_but_norms", "head"]
+Learning = Literal["all", "all_but_norms", "head"]
 
 
 @dataclass(frozen=True)
@@ -31,8 +31,8 @@ class Plan:
             scale *= settings.train.unfrozen_scale
         return settings.optimizer.peak_learning_rate(settings.train.global_batch_size) * scale
 
-    def learning_part(self, epoch: int) -> Part:
-        """What the steps of an epoch change: "all", "all_but_norms" (of the backbone), or only the "head"."""
+    def learning(self, epoch: int) -> Learning:
+        """What learns in an epoch: "all", "all_but_norms" (of the backbone), or only the "head"."""
         settings = self.settings.train
         if self._is_frozen(epoch):
             return "head"

@@ -20,7 +20,7 @@ from manyeyes.data.pipeline import Batch
 from manyeyes.models.registry import set_backbone_trainable
 from manyeyes.training import optimizers, weights
 from manyeyes.training.checkpoint import Arrays
-from manyeyes.training.plan import Part
+from manyeyes.training.plan import Learning
 from manyeyes.training.step import Loss, gradients_and_sums, sums, update_average
 from manyeyes.training.strategy import Totals
 
@@ -123,15 +123,21 @@ class Replica:
         self._random_states = [v for v in self.model.variables if "seed_generator" in v.path]
         self._averaged = weights.averaged_variables(self.model) if self._ema else []
         self._averages = [tf.Variable(tf.convert_to_tensor(v), trainable=False) for v in self._averaged]
-        self._part: Part = "all"
+        self._learning: Learning = "all"
         self._trace()
 
-    def let_learn(self, part: Part) -> None:
-        """Choose what the steps change: "all", "all_but_norms" (of the backbone), or only the "head"."""
-        if part != self._part:
-            set_backbone_trainable(self.model, part != "head", norms=part == "all")
-            self._part = part
-            self._trace()
+    def let_learn(self, learning: Learning) -> bool:
+        """Choose what learns: "all", "all_but_norms" (of the backbone), or only the "head".
+
+        Returns:
+            whether that is a change; what was traced before keeps the old choice.
+        """
+        if learning == self._learning:
+            return False
+        set_backbone_trainable(self.model, learning != "head", norms=learning == "all")
+        self._learning = learning
+        self._trace()
+        return True
 
     def reset_optimizer(self) -> None:
         """Forget momentum and moments, as when the backbone is freed.
