@@ -120,3 +120,23 @@ def test_both_collectives_sum_gather_and_have_gradients(kind: str) -> None:
         assert got["numbers"].tolist() == [[0], [1 / 3]]
         # d/dx of sum over ranks r of (r + 1) * (rank + 1) * x ** 2 = 3 * (rank + 1) * 2 * x
         assert got["gradients"].tolist() == [6 * (rank + 1) * (rank + 1), 60 * (rank + 1)]
+
+
+def agreement(context: GangContext, are_own: list[list[bool]]) -> tuple[list[str], float]:
+    """Gang: what the workers agree on by themselves, each time with GPUs of their own or not, and a last sum."""
+    from manyeyes.training import backend, collective
+
+    backend.prepare(0, 1, context)
+    agreed = []
+    for are in are_own:
+        backend.has_own_gpu = lambda context, are=are: are[context.rank]  # type: ignore[assignment]
+        found = collective.connect(context, "secret")
+        agreed.append(type(found).__name__)
+    return agreed, float(found.sum(np.float32(context.rank + 1)))
+
+
+@pytest.mark.slow
+def test_workers_exchange_by_nccl_only_if_each_has_a_gpu_of_its_own() -> None:
+    are_own = [[True, False], [False, False], [True, True]]
+    found = create_engine("local", 2).gang(functools.partial(agreement, are_own=are_own), 2)
+    assert found == [(["RingCollective", "RingCollective", "TensorFlowCollective"], 3)] * 2

@@ -92,9 +92,21 @@ def _own_gpus(gpus: list[Any], context: GangContext | None) -> list[Any]:
     """The GPU of a worker: the one that has its number among the workers of its host. Alone, it has the first."""
     if context is None or not gpus:
         return gpus[:1]
-    hosts = [address.rpartition(":")[0] for address in context.addresses] or [""]
+    hosts = _hosts(context)
     local_rank = hosts[: context.rank].count(hosts[context.rank])
     return [gpus[local_rank % len(gpus)]]
+
+
+def has_own_gpu(context: GangContext) -> bool:
+    """Whether each worker of this host has a GPU that no other worker uses; see `prepare`."""
+    import tensorflow as tf
+
+    hosts = _hosts(context)
+    return hosts.count(hosts[context.rank]) <= len(tf.config.list_physical_devices("GPU"))
+
+
+def _hosts(context: GangContext) -> list[str]:
+    return [address.rpartition(":")[0] for address in context.addresses] or [""]
 
 
 def num_gpus() -> int:

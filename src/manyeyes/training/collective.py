@@ -16,6 +16,7 @@ import numpy as np
 import tensorflow as tf
 
 from manyeyes.engines.base import GangContext
+from manyeyes.training import backend
 from manyeyes.training.ring import Ring
 
 Kind = Literal["auto", "ring", "tensorflow"]
@@ -27,16 +28,22 @@ def connect(context: GangContext, secret: str = "", kind: Kind = "auto") -> Coll
     Args:
         secret: that all workers know.
         kind: "ring": sockets, for CPUs; "tensorflow": NCCL between GPUs, gRPC between CPUs, to be set up before any
-            operation runs in this process (see backend.prepare); "auto": TensorFlow's where this worker has a GPU.
+            operation runs in this process (see backend.prepare); "auto": TensorFlow's if every worker has a GPU of its
+            own, as NCCL demands.
 
     Raises:
         ConnectionError: a worker did not come.
     """
     if context.world_size == 1:
         return Collective(context)
-    if kind == "auto":
-        kind = "tensorflow" if tf.config.get_visible_devices("GPU") else "ring"
-    return RingCollective(context, secret) if kind == "ring" else TensorFlowCollective(context)
+    if kind == "tensorflow":
+        return TensorFlowCollective(context)
+    ring = Ring(context, secret)
+    # Agreed on by all: hosts may differ in what they have.
+    if kind == "auto" and ring.gather(np.array([backend.has_own_gpu(context)])).all():
+        ring.close()
+        return TensorFlowCollective(context)
+    return RingCollective(context, ring)
 
 
 class Collective:
@@ -90,9 +97,9 @@ class Collective:
 class RingCollective(Collective):
     """Over sockets; see training.ring."""
 
-    def __init__(self, context: GangContext, secret: str) -> None:
+    def __init__(self, context: GangContext, ring: Ring) -> None:
         super().__init__(context)
-        self._ring = Ring(context, secret)
+        self._ring = ring
         self._last: tf.Operation | None = None
 
     def sum(self, tensor: Any) -> tf.Tensor:
@@ -145,7 +152,12 @@ class TensorFlowCollective(Collective):
         resolver = tf.distribute.cluster_resolver.SimpleClusterResolver(
             cluster, task_type="worker", task_id=context.rank, rpc_layer="grpc"
         )
-        self._strategy = tf.distribute.MultiWorkerMirroredStrategy(resolver)
+        # Left to itself (AUTO), TensorFlow takes gRPC between GPUs too.
+        kind = "NCCL" if tf.config.get_visible_devices("GPU") else "RING"
+        options = tf.distribute.experimental.CommunicationOptions(
+            implementation=tf.distribute.experimental.CommunicationImplementation(kind)
+        )
+        self._strategy = tf.distribute.MultiWorkerMirroredStrategy(resolver, options)
 
     def sum(self, tensor: Any) -> tf.Tensor:
         """See Collective.sum."""
