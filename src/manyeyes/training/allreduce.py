@@ -18,6 +18,7 @@ from manyeyes.training import tree
 from manyeyes.training.checkpoint import Arrays
 from manyeyes.training.clock import Clock, WorkerSpeed, speeds_of
 from manyeyes.training.collective import Collective
+from manyeyes.training.device_feed import on_device
 from manyeyes.training.plan import Plan
 from manyeyes.training.replica import Packing, Replica
 from manyeyes.training.reporting import Life
@@ -82,7 +83,7 @@ class AllReduce:
             self._trace()
         if start_step == 0 and self._plan.frees_backbone(epoch):
             self.replica.reset_optimizer()
-        with contextlib.closing(self.train_pipeline.batches(epoch, start_step)) as batches:
+        with contextlib.closing(on_device(self.train_pipeline.batches(epoch, start_step))) as batches:
             for batch in self.clock.timed(batches):
                 self._step(batch, self._plan.learning_rate(epoch, batch.step), global_step)
                 self.clock.communication_seconds += self._collective.take_seconds()
@@ -126,7 +127,7 @@ class AllReduce:
         """See Strategy.evaluate."""
         if self._val_pipeline is None:
             return None
-        with contextlib.closing(self._val_pipeline.batches(0)) as batches:
+        with contextlib.closing(on_device(self._val_pipeline.batches(0))) as batches:
             own = self.replica.evaluate(self._beating(batches))
         self._life.beat("exchange")
         told = self._collective.gather_numbers([own.loss, own.num_right, own.num_examples])

@@ -22,12 +22,18 @@ _GPU_DEVICES = ("/dev/nvidiactl", "/dev/kfd", "/dev/dxg")
 _BFLOAT16_CPU_FLAGS = {"avx512_bf16", "amx_bf16", "bf16"}
 
 
-def prepare(seed: int, num_threads: int | None = None, context: GangContext | None = None) -> bool:
+def prepare(
+    seed: int, num_threads: int | None = None, context: GangContext | None = None, *, use_gpus: bool = True
+) -> bool:
     """Load TensorFlow and fix what a result depends on: seeds, determinism of operations, number of threads, GPUs.
+
+    A process takes memory of a GPU as it needs it, so that others find room on it. float32 is float32 on GPUs too: they
+    would round factors to ten bits (TensorFloat-32), and who can do with less asks for bfloat16.
 
     Args:
         num_threads: for one operation; None: this process's share of the cores.
         context: of a worker in a gang: workers on one host share out its GPUs, one to each.
+        use_gpus: False computes on the CPU, unless this process has used a GPU already.
 
     Returns:
         whether operations have that number of threads: TensorFlow fixes it with the first operation of a process, and
@@ -47,7 +53,7 @@ def prepare(seed: int, num_threads: int | None = None, context: GangContext | No
             with contextlib.suppress(RuntimeError):
                 tf.config.threading.set_intra_op_parallelism_threads(threads)
                 tf.config.threading.set_inter_op_parallelism_threads(1)
-            gpus = _own_gpus(tf.config.list_physical_devices("GPU"), context)
+            gpus = _own_gpus(tf.config.list_physical_devices("GPU"), context) if use_gpus else []
             with contextlib.suppress(RuntimeError):
                 tf.config.set_visible_devices(gpus, "GPU")
             for gpu in gpus:
@@ -57,6 +63,7 @@ def prepare(seed: int, num_threads: int | None = None, context: GangContext | No
         raise MissingExtraError("Training", "train") from None
     keras.utils.set_random_seed(seed)
     tf.config.experimental.enable_op_determinism()
+    tf.config.experimental.enable_tensor_float_32_execution(False)
     return bool(tf.config.threading.get_intra_op_parallelism_threads() == threads)
 
 

@@ -242,10 +242,12 @@ def _take_steps(bench: _Bench, files: RoundFiles, item: LocalSteps, life: Life) 
 
 def _run_steps(bench: _Bench, item: LocalSteps, life: Life) -> tuple[float, float, float]:
     """Returns the seconds of the steps, those of them that waited for input, and the number of examples."""
+    from manyeyes.training.device_feed import on_device
+
     seconds = wait_seconds = num_examples = 0.0
     stop_step = item.start_step + item.num_steps
     pipeline = bench.train_pipeline.of_rank(item.slice)
-    with contextlib.closing(pipeline.batches(item.epoch, item.start_step, stop_step)) as batches:
+    with contextlib.closing(on_device(pipeline.batches(item.epoch, item.start_step, stop_step))) as batches:
         asked = time.perf_counter()
         for batch in batches:
             waited = time.perf_counter() - asked
@@ -267,6 +269,8 @@ def _run_steps(bench: _Bench, item: LocalSteps, life: Life) -> tuple[float, floa
 
 
 def _measure(bench: _Bench, item: Measure, life: Life) -> Report:
+    from manyeyes.training.device_feed import on_device
+
     content = _read_weights(item.uri, item.sha256)
     bench.load_weights(decode(content, item.uri)[0], item.uri)
     assert bench.val_pipeline is not None
@@ -276,7 +280,7 @@ def _measure(bench: _Bench, item: Measure, life: Life) -> Report:
             life.beat("evaluation")
             yield batch
 
-    with contextlib.closing(bench.val_pipeline.of_rank(item.slice).batches(0)) as batches:
+    with contextlib.closing(on_device(bench.val_pipeline.of_rank(item.slice).batches(0))) as batches:
         return Report(bench.replica.evaluate(beating(batches)), sent_bytes=len(content))
 
 

@@ -127,7 +127,8 @@ def export(
         raise MissingExtraError("Export", "export")
     bundle = bundle.rstrip("/")
     _check_target(bundle)
-    prepare(seed=0)
+    # Recurrent layers would be traced as kernels of a GPU, which ONNX does not have.
+    prepare(seed=0, use_gpus=False)
     trained = Run.open(run)
     images, inputs = _comparison_images(dataset or trained.dataset, trained, max(NUM_PARITY_IMAGES, num_golden))
     chosen = trained.checkpoint(which)
