@@ -23,7 +23,12 @@ _BFLOAT16_CPU_FLAGS = {"avx512_bf16", "amx_bf16", "bf16"}
 
 
 def prepare(
-    seed: int, num_threads: int | None = None, context: GangContext | None = None, *, use_gpus: bool = True
+    seed: int,
+    num_threads: int | None = None,
+    context: GangContext | None = None,
+    *,
+    use_gpus: bool = True,
+    deterministic: bool = True,
 ) -> bool:
     """Load TensorFlow and fix what a result depends on: seeds, determinism of operations, number of threads, GPUs.
 
@@ -34,6 +39,7 @@ def prepare(
         num_threads: for one operation; None: this process's share of the cores.
         context: of a worker in a gang: workers on one host share out its GPUs, one to each.
         use_gpus: False computes on the CPU, unless this process has used a GPU already.
+        deterministic: whether operations give the same bits again; once they do, they do in this process to its end.
 
     Returns:
         whether operations have that number of threads: TensorFlow fixes it with the first operation of a process, and
@@ -62,7 +68,8 @@ def prepare(
     except ModuleNotFoundError:
         raise MissingExtraError("Training", "train") from None
     keras.utils.set_random_seed(seed)
-    tf.config.experimental.enable_op_determinism()
+    if deterministic:
+        tf.config.experimental.enable_op_determinism()
     tf.config.experimental.enable_tensor_float_32_execution(False)
     return bool(tf.config.threading.get_intra_op_parallelism_threads() == threads)
 

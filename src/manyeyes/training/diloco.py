@@ -51,7 +51,8 @@ def run_rounds(engine: Engine, job: Job, notify: OnEvent, wish: StopWish) -> Out
     settings = job.settings
     num_slices = settings.strategy.virtual_workers
     assert num_slices is not None  # TrainSettings.for_workers has filled it in
-    backend.prepare(settings.train.seed, settings.strategy.threads_per_virtual_worker)
+    num_threads, xla = settings.strategy.threads_per_virtual_worker, settings.train.xla
+    backend.prepare(settings.train.seed, num_threads, deterministic=not xla)
     data = Dataset(job.dataset, verify="auto")
     train_pipeline, val_pipeline = pipelines(data, job.run, settings, world_size=num_slices)
     strategy = DiLoCo(engine, job, data, train_pipeline.steps_per_epoch, val_pipeline is not None, notify, wish)

@@ -146,7 +146,8 @@ class _Bench:
         assert num_slices is not None
         # Tasks know nothing of each other. Where a machine has several GPUs, neighbouring slices begin on other ones.
         place = GangContext(slice_, num_slices, ("",) * num_slices)
-        backend.prepare(settings.train.seed, settings.strategy.threads_per_virtual_worker, place)
+        num_threads, xla = settings.strategy.threads_per_virtual_worker, settings.train.xla
+        backend.prepare(settings.train.seed, num_threads, place, deterministic=not xla)
         from manyeyes.training.building import build_replica
 
         self.key = key

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import sys
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
 from manyeyes.data.dataset import Dataset
 from manyeyes.data.pipeline import InputPipeline
 from manyeyes.engines.base import GangContext
-from manyeyes.errors import ManyeyesError
+from manyeyes.errors import ManyeyesError, UsageError
 from manyeyes.training import backend, checkpoint
 from manyeyes.training.checkpoint import TrainState
 from manyeyes.training.events import Notice, OnEvent, Started, ignore
@@ -105,7 +107,9 @@ def run_session(job: Job, context: GangContext, notify: OnEvent, wish: StopWish,
     strategy_settings = settings.strategy
     virtual = strategy_settings.virtual_workers
     num_threads = strategy_settings.threads_per_virtual_worker if virtual else None
-    if not backend.prepare(settings.train.seed, num_threads, context) and virtual:
+    # XLA refuses the gradient of max pooling where it must be reproducible, because on GPUs its own is not.
+    has_threads = backend.prepare(settings.train.seed, num_threads, context, deterministic=not settings.train.xla)
+    if virtual and not has_threads:
         notify(
             Notice(
                 "TensorFlow ran in this process before, with another number of threads than "
@@ -133,9 +137,28 @@ def run_session(job: Job, context: GangContext, notify: OnEvent, wish: StopWish,
     pipeline = strategy.train_pipeline
     tell(started_event(job.run, settings, strategy.num_parameters, pipeline, state, context.world_size))
     loop = Loop(job.run, settings, strategy, tell, wish)
-    state = loop.run_from(state)
+    with _xla_explained(job):
+        state = loop.run_from(state)
     life.beat("end", state.global_step)
     return outcome_of(loop, state)
+
+
+@contextlib.contextmanager
+def _xla_explained(job: Job) -> Iterator[None]:
+    import tensorflow as tf
+
+    try:
+        yield
+    except (tf.errors.UnimplementedError, tf.errors.InvalidArgumentError) as error:
+        if not job.settings.train.xla:
+            raise
+        # Of its many lines one names what XLA lacks; the first names the place only.
+        lines = [line for line in error.message.splitlines() if "XLA" in line or "unsupported" in line]
+        reason = (lines or error.message.splitlines())[0]
+        raise UsageError(
+            f"train.xla=true can't compile {job.run.model.name}: {reason} "
+            "Train in a process that has trained nothing before, or leave it out."
+        ) from error
 
 
 def begin(job: Job, strategy: Strategy) -> TrainState:

@@ -184,7 +184,8 @@ class LoopSettings:
         log_every_steps: steps between two lines of metrics.jsonl.
         tensorboard: whether TensorBoard events are written.
         mlflow: a tracking URI of MLflow, to which metrics go too; "": none.
-        xla: let XLA compile the computation of gradients; not with norms synchronized over workers.
+        xla: let XLA compile the computation of gradients; not with norms synchronized over workers. On a GPU, a model
+            with max pooling is then not the same bits when it is trained again.
     """
 
     epochs: int = 10
