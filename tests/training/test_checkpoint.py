@@ -27,8 +27,8 @@ def save(directory: Path, global_step: int, **values: object) -> TrainState:
 
 def test_what_is_saved_is_loaded(tmp_path: Path) -> None:
     state = save(tmp_path, 12, best_step=4, best_val_accuracy=0.1 + 0.2)
-    found = checkpoint.load_latest(str(tmp_path))
-    assert found is not None
+    found = checkpoint.load(str(tmp_path), "step-00000012")
+    assert found.state == checkpoint.newest_whole(str(tmp_path))
     assert dataclasses.replace(found.state, sha256={}) == state
     for part, arrays in ARRAYS.items():
         assert found.arrays[part].keys() == arrays.keys()
@@ -54,10 +54,13 @@ def test_a_damaged_checkpoint_is_passed_over_for_the_one_before(tmp_path: Path, 
         weights_file.unlink()
     else:
         state_file.write_text(state_file.read_text()[:-10])
+    with pytest.raises(CheckpointError, match="step-00000020") as caught:
+        checkpoint.load(str(tmp_path), "step-00000020")
     said: list[str] = []
-    found = checkpoint.load_latest(str(tmp_path), said.append)
+    found = checkpoint.newest_whole(str(tmp_path), said.append)
     assert found is not None
-    assert found.state.global_step == 10
+    assert found.name == "step-00000010"
+    assert said == [f"{caught.value} It is passed over."]
     assert len(said) == 1
     assert "step-00000020" in said[0]
     assert "\n" not in said[0]
@@ -72,7 +75,7 @@ def test_the_last_ones_and_the_best_are_kept_and_litter_goes(tmp_path: Path) -> 
 
 
 def test_nothing_is_found_where_there_is_nothing(tmp_path: Path) -> None:
-    assert checkpoint.load_latest(str(tmp_path / "none")) is None
+    assert checkpoint.newest_whole(str(tmp_path / "none")) is None
 
 
 def test_weights_of_another_model_are_refused_in_one_line() -> None:
@@ -102,6 +105,8 @@ def test_checkpoints_live_on_any_file_system() -> None:
         checkpoint.save(directory, TrainState(0, global_step, global_step, 0, "s", "d"), ARRAYS)
     checkpoint.prune(directory, 1, best_step=5)
     assert checkpoint.names(directory) == ["step-00000005", "step-00000015"]
-    found = checkpoint.load_latest(directory)
-    assert found is not None
+    state = checkpoint.newest_whole(directory)
+    assert state is not None
+    assert state.name == "step-00000015"
+    found = checkpoint.load(directory, state.name)
     np.testing.assert_array_equal(found.arrays["model"]["b/kernel"], ARRAYS["model"]["b/kernel"])

@@ -236,6 +236,18 @@ def test_a_damaged_checkpoint_is_passed_over_on_resume(small_dataset: str, tmp_p
         train(small_dataset, str(out), resume=True)
 
 
+def test_a_run_whose_first_checkpoint_was_half_published_on_s3_starts_again(small_dataset: str, tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    run_tiny(small_dataset, out)
+    whole = last_weights(out)
+    shutil.rmtree(out / "checkpoints/step-00000020")
+    (out / "checkpoints/step-00000030/state.json").unlink()
+    events: list[Event] = []
+    train(small_dataset, str(out), resume=True, on_event=events.append)
+    assert any(isinstance(event, Notice) and "incomplete" in event.text for event in events)
+    assert last_weights(out) == whole
+
+
 def test_training_stops_when_val_accuracy_no_longer_rises(small_dataset: str, tmp_path: Path) -> None:
     still = ("optimizer.learning_rate=1e-12", "optimizer.weight_decay=0", "train.freeze_backbone_epochs=50")
     result = run_tiny(small_dataset, tmp_path / "run", *still, "train.epochs=50", "train.early_stop_epochs=2")

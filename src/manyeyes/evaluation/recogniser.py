@@ -61,7 +61,7 @@ class Recogniser:
             run = Run.open(uri)
             if run.model.input_shape is None:
                 raise UsageError(f"{storage.join(uri, CONFIG_NAME)} is damaged: it has no input_shape. Train again.")
-            checksums = storage.canonical_json(run.checkpoint("best").state.sha256)
+            checksums = storage.canonical_json(run.state("best").sha256)
             fingerprint = hashlib.sha256(checksums).hexdigest()[:16]
             shape = run.model.input_shape
             return cls(uri, "run", run.model.name, run.class_names, run.preprocessing, shape, fingerprint)

@@ -7,16 +7,18 @@
         state.json              where the run stands, and the SHA-256 of the other files; written last
 
 A directory is written aside and renamed, so that a checkpoint with its proper name is complete unless the disk lost
-part of it; that is found by the checksums, and the checkpoint before is taken.
+part of it; that is found by the checksums, and the checkpoint before is taken. S3 renames by copying, file by file in
+the order of their names, so that a writer that dies can leave a checkpoint without its state.json there.
 """
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import posixpath
 import uuid
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -48,6 +50,7 @@ class TrainState:
         best_epoch, best_val_accuracy: of that checkpoint.
         epochs_without_gain: epochs since then.
         finished: whether the run is over.
+        sha256: of the checkpoint's other files, by name; a checkpoint that is saved fills it in.
     """
 
     epoch: int
@@ -64,6 +67,16 @@ class TrainState:
     epochs_without_gain: int = 0
     finished: bool = False
     sha256: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def name(self) -> str:
+        """The directory name of the checkpoint that this is the state of."""
+        return name_of_step(self.global_step)
+
+    @property
+    def best_name(self) -> str:
+        """The directory name of the best checkpoint: this one before the first validation."""
+        return self.name if self.best_step is None else name_of_step(self.best_step)
 
 
 @dataclass(frozen=True)
@@ -86,7 +99,7 @@ def step_of_name(name: str) -> int:
 
 def save(directory: str, state: TrainState, arrays: Arrays) -> str:
     """Publish a checkpoint in the checkpoints directory at URI `directory`; returns its name."""
-    name = name_of_step(state.global_step)
+    name = state.name
     target = storage.join(directory, name)
     aside = storage.join(directory, f"{storage.ASIDE_MARK}{uuid.uuid4().hex[:12]}-{name}")
     sha256 = {}
@@ -124,35 +137,57 @@ def load(directory: str, name: str) -> Checkpoint:
         CheckpointError: it is missing, incomplete, or a file fails its checksum.
     """
     uri = storage.join(directory, name)
-    try:
-        state = config.from_dict(TrainState, storage.read_json(storage.join(uri, STATE_NAME)))
-        arrays = {}
+    arrays = {}
+    with _damage_told(uri):
+        state = _read_state(uri)
         for file, sha256 in state.sha256.items():
             content = storage.read_bytes(storage.join(uri, file))
-            if hashlib.sha256(content).hexdigest() != sha256:
-                raise CheckpointError(f"{uri}/{file} fails its checksum.")
+            _require_checksum(f"{uri}/{file}", hashlib.sha256(content).hexdigest(), sha256)
             arrays[posixpath.splitext(file)[0]] = load_safetensors(content)
+    return Checkpoint(state, arrays)
+
+
+def check(directory: str, name: str) -> TrainState:
+    """Read the state of one checkpoint and check its other files, of which nothing stays in memory.
+
+    Raises:
+        CheckpointError: as `load` does.
+    """
+    uri = storage.join(directory, name)
+    with _damage_told(uri):
+        state = _read_state(uri)
+        for file, sha256 in state.sha256.items():
+            _require_checksum(f"{uri}/{file}", storage.sha256_of_file(storage.join(uri, file)), sha256)
+    return state
+
+
+def newest_whole(directory: str, on_damaged: Callable[[str], None] = warnings.warn) -> TrainState | None:
+    """The state of the newest checkpoint that is whole, or None; `on_damaged` is told of those passed over."""
+    for name in reversed(names(directory)):
+        try:
+            return check(directory, name)
+        except CheckpointError as error:
+            on_damaged(f"{error} It is passed over.")
+    return None
+
+
+def _read_state(uri: str) -> TrainState:
+    return config.from_dict(TrainState, storage.read_json(storage.join(uri, STATE_NAME)))
+
+
+def _require_checksum(file: str, found: str, expected: str) -> None:
+    if found != expected:
+        raise CheckpointError(f"{file} fails its checksum.")
+
+
+@contextlib.contextmanager
+def _damage_told(uri: str) -> Iterator[None]:
+    try:
+        yield
     except FileNotFoundError as error:
         raise CheckpointError(f"The checkpoint {uri} is incomplete or missing: {error}.") from None
     except (ValueError, SafetensorError, ConfigError) as error:
         raise CheckpointError(f"The checkpoint {uri} is damaged: {error}.") from None
-    return Checkpoint(state, arrays)
-
-
-def newest_whole(directory: str, on_damaged: Callable[[str], None] = warnings.warn) -> str | None:
-    """The name of the newest checkpoint that is whole, or None."""
-    found = load_latest(directory, on_damaged)
-    return None if found is None else name_of_step(found.state.global_step)
-
-
-def load_latest(directory: str, on_damaged: Callable[[str], None] = warnings.warn) -> Checkpoint | None:
-    """The newest checkpoint that is whole, or None; a damaged one is told to `on_damaged` and passed over."""
-    for name in reversed(names(directory)):
-        try:
-            return load(directory, name)
-        except CheckpointError as error:
-            on_damaged(f"{error} The checkpoint before it is used.")
-    return None
 
 
 def prune(directory: str, keep: int, best_step: int | None) -> None:

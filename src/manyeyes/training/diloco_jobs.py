@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import time
 from collections.abc import Sequence
 
 from manyeyes.engines.base import Engine
@@ -11,6 +10,7 @@ from manyeyes.errors import TaskError, TrainingError
 from manyeyes.training.diloco_files import RoundFiles
 from manyeyes.training.diloco_task import LocalSteps, Measure, Reports, merge, read_result, run_item
 from manyeyes.training.events import Notice, OnEvent
+from manyeyes.training.restarts import wait_to_restart
 from manyeyes.training.session import Job
 
 
@@ -63,8 +63,15 @@ class SliceJobs:
                     )
                 else:
                     num_restarts += 1
-                    told = error.message if failed is None else f"Slice {failed} failed: {error.message}"
-                    self._wait_to_restart(told, error, num_restarts)
+                    wait_to_restart(
+                        self._settings,
+                        num_restarts,
+                        error.message if failed is None else f"Slice {failed} failed: {error.message}",
+                        "What is missing of the round starts again",
+                        error,
+                        self._notify,
+                        "; or let rounds do without slices that fail, by strategy.max_lost_workers",
+                    )
             missing = [item for item in items if item.slice not in reports and item.slice not in lost]
         if not reports:
             raise TrainingError("All slices of a round failed, so there is nothing to average; the notices say why.")
@@ -79,21 +86,3 @@ class SliceJobs:
                 if result is not None:
                     reports[item.slice] = result[0]
         return reports
-
-    def _wait_to_restart(self, told: str, error: TaskError, num_restarts: int) -> None:
-        """Raises TrainingError where it was too often."""
-        max_restarts = self._settings.max_restarts
-        if num_restarts > max_restarts:
-            raise TrainingError(
-                f"{told} strategy.max_restarts={max_restarts} allows no further start of the round. Mend the "
-                "cause, then go on with --resume; or let rounds do without slices that fail, by "
-                f"strategy.max_lost_workers.\n{error.remote_traceback}".rstrip()
-            ) from error
-        wait = self._settings.restart_seconds * 2 ** (num_restarts - 1)
-        self._notify(
-            Notice(
-                f"{told} What is missing of the round starts again in {wait:.0f} s (restart {num_restarts} of "
-                f"{max_restarts})."
-            )
-        )
-        time.sleep(wait)

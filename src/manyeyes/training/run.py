@@ -14,7 +14,7 @@ from manyeyes.errors import CheckpointError, ConfigError, UsageError
 from manyeyes.imaging.preprocessing import Preprocessing
 from manyeyes.models.registry import ModelConfig, Precision, build, input_size
 from manyeyes.training import backend, checkpoint, weights
-from manyeyes.training.checkpoint import CHECKPOINTS, Checkpoint
+from manyeyes.training.checkpoint import CHECKPOINTS, Checkpoint, TrainState
 from manyeyes.training.settings import TrainSettings
 
 if TYPE_CHECKING:
@@ -113,20 +113,33 @@ class Run:
         """The directory of the checkpoints."""
         return storage.join(self.uri, CHECKPOINTS)
 
+    def state(self, which: Which = "best") -> TrainState:
+        """Check the checkpoint that `checkpoint` reads, and keep only its state.
+
+        Raises:
+            CheckpointError: as `checkpoint` does.
+        """
+        last = self._newest_state()
+        if which == "last" or last.best_name == last.name:
+            return last
+        return checkpoint.check(self.checkpoints_uri, last.best_name)
+
     def checkpoint(self, which: Which = "best") -> Checkpoint:
         """Read the last checkpoint, or that with the best val accuracy (the last where there was no validation yet).
 
         Raises:
             CheckpointError: the run has no whole checkpoint, or the best is damaged.
         """
-        last = checkpoint.load_latest(self.checkpoints_uri)
+        last = self._newest_state()
+        return checkpoint.load(self.checkpoints_uri, last.name if which == "last" else last.best_name)
+
+    def _newest_state(self) -> TrainState:
+        last = checkpoint.newest_whole(self.checkpoints_uri)
         if last is None:
             raise CheckpointError(
                 f"{self.uri} has no checkpoint yet. Go on with: manyeyes train {self.dataset} --out {self.uri} --resume"
             )
-        if which == "last" or last.state.best_step in (None, last.state.global_step):
-            return last
-        return checkpoint.load(self.checkpoints_uri, checkpoint.name_of_step(last.state.best_step or 0))
+        return last
 
     def load_model(self, which: Which = "best", precision: Precision = "float32") -> keras.Model:
         """Build the model with the weights of a checkpoint; averaged weights where the run averages.

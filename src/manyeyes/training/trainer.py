@@ -204,9 +204,12 @@ def _require_classes(data: Dataset, split: str, notify: OnEvent) -> None:
 
 def _newest_checkpoint(run: Run, notify: OnEvent) -> str | None:
     directory = run.checkpoints_uri
-    found = checkpoint.load_latest(directory, on_damaged=lambda text: notify(Notice(text)))
-    if found is None and checkpoint.names(directory):
+    found = checkpoint.newest_whole(directory, on_damaged=lambda text: notify(Notice(text)))
+    names = checkpoint.names(directory)
+    # As a writer leaves it that died while it published its first one on S3: only the steps until then are lost.
+    is_begun = len(names) == 1 and not storage.exists(storage.join(directory, names[0], checkpoint.STATE_NAME))
+    if found is None and names and not is_begun:
         raise CheckpointError(f"All checkpoints of {run.uri} are damaged. Delete it and train again, without --resume.")
-    if found is not None and found.state.settings_fingerprint != run.settings_fingerprint:
+    if found is not None and found.settings_fingerprint != run.settings_fingerprint:
         raise CheckpointError(f"The checkpoints of {run.uri} are of other settings than its {CONFIG_NAME}.")
-    return None if found is None else checkpoint.name_of_step(found.state.global_step)
+    return None if found is None else found.name
