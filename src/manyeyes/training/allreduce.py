@@ -22,6 +22,7 @@ from manyeyes.training.device_feed import on_device
 from manyeyes.training.plan import Plan
 from manyeyes.training.replica import Packing, Replica
 from manyeyes.training.reporting import Life
+from manyeyes.training.step import traced
 from manyeyes.training.strategy import Totals
 
 # How often workers compare their speeds and, where an exchange takes milliseconds, ask each other for wishes to stop.
@@ -40,7 +41,7 @@ class AllReduce:
         train_pipeline: this worker's parts of the train split.
         val_pipeline: of the val split, or None.
         collective: that connects the workers.
-        syncs_norms: whether the model's normalisations exchange their moments (see training.synced_norms).
+        syncs_norms: whether the model's normalisations exchange their moments (see training.norms).
         is_exact: sum the parts in one fixed order whoever computes them (see training.tree), so that the weights are
             the same bits on any number of workers. Every worker then receives the sums of all, not one sum.
         life: is told what this worker is at.
@@ -169,11 +170,11 @@ class AllReduce:
         def packed_work(*arguments):  # type: ignore[no-untyped-def]
             return packing.pack(replica.compute_compiled(*arguments))
 
-        @tf.function(input_signature=replica.signature)
+        @traced(input_signature=replica.signature)
         def compute(*arguments):  # type: ignore[no-untyped-def]
             return (self._collective.among_workers(packed_work) if self._syncs_norms else packed_work)(*arguments)
 
-        @tf.function
+        @traced
         def apply(packed, learning_rate, global_step):  # type: ignore[no-untyped-def]
             replica.apply(packing.unpack(packed), learning_rate, global_step)
 

@@ -6,6 +6,7 @@ from manyeyes.data.dataset import Dataset
 from manyeyes.models.registry import build
 from manyeyes.training.allreduce import AllReduce
 from manyeyes.training.collective import Collective
+from manyeyes.training.norms import fuse_norms
 from manyeyes.training.optimizers import create_optimizer
 from manyeyes.training.plan import Plan
 from manyeyes.training.replica import Replica
@@ -14,7 +15,6 @@ from manyeyes.training.run import Run
 from manyeyes.training.session import pipelines
 from manyeyes.training.settings import TrainSettings
 from manyeyes.training.step import Loss
-from manyeyes.training.synced_norms import synchronize_norms
 
 
 def build_replica(run: Run, settings: TrainSettings, data: Dataset, *, synced_by: Collective | None = None) -> Replica:
@@ -34,8 +34,7 @@ def build_replica(run: Run, settings: TrainSettings, data: Dataset, *, synced_by
         lambda: build(run.model, run.precision),
         lambda model: create_optimizer(settings.optimizer, model, loss_scaling=run.precision == "float16"),
     )
-    if synced_by is not None:
-        synchronize_norms(replica.model, synced_by, lambda: replica.present)
+    fuse_norms(replica.model, synced_by, lambda: replica.present)
     return replica
 
 
