@@ -10,6 +10,7 @@ from typing import Annotated
 import typer
 
 import manyeyes
+from manyeyes.engines.base import COMMAND_VARIABLE
 from manyeyes.errors import ManyeyesError
 
 # In the order of the journey; each is a module of this package with a function `command`.
@@ -42,6 +43,7 @@ def _main(
     ] = False,
 ) -> None:
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+    os.environ[COMMAND_VARIABLE] = "1"
 
 
 def run() -> None:

@@ -17,6 +17,8 @@ Result = TypeVar("Result")
 
 # Set for each worker process by its engine, so that workers share the cores instead of fighting for them.
 THREADS_VARIABLE = "MANYEYES_NUM_THREADS"
+# Set by the `manyeyes` command for itself and what it starts: no code of others runs in such a process.
+COMMAND_VARIABLE = "MANYEYES_COMMAND"
 # How often a task is tried before the job fails.
 MAX_ATTEMPTS = 3
 

@@ -18,6 +18,7 @@ import tensorflow as tf
 from manyeyes.engines.base import GangContext
 from manyeyes.training import backend
 from manyeyes.training.ring import Ring
+from manyeyes.training.step import traced
 
 Kind = Literal["auto", "ring", "tensorflow"]
 
@@ -179,7 +180,7 @@ class TensorFlowCollective(Collective):
 
     @functools.cache  # noqa: B019  lives as long as the process
     def _traced(self, exchange: Callable[[tf.Tensor], tf.Tensor]) -> Callable[[Any], tf.Tensor]:
-        return tf.function(self.among_workers(exchange), reduce_retracing=True)
+        return traced(self.among_workers(exchange), reduce_retracing=True)
 
 
 def _all_reduce(tensor: tf.Tensor) -> tf.Tensor:

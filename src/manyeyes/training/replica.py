@@ -21,7 +21,7 @@ from manyeyes.models.registry import set_backbone_trainable
 from manyeyes.training import optimizers, weights
 from manyeyes.training.checkpoint import Arrays
 from manyeyes.training.plan import Learning
-from manyeyes.training.step import Loss, gradients_and_sums, sums, update_average
+from manyeyes.training.step import Loss, gradients_and_sums, sums, traced, update_average
 from manyeyes.training.strategy import Totals
 
 
@@ -294,13 +294,13 @@ class Replica:
         model, plain = self.model, Loss(self.loss.num_classes)
         self.compute_compiled: Callable[..., Work] = self.compute
         if self._compile_with_xla:
-            self.compute_compiled = tf.function(self.compute, input_signature=self.signature, jit_compile=True)
+            self.compute_compiled = traced(self.compute, input_signature=self.signature, jit_compile=True)
 
-        @tf.function(input_signature=[tf.TensorSpec((), tf.float32), *self.signature])
+        @traced(input_signature=[tf.TensorSpec((), tf.float32), *self.signature])
         def step(learning_rate, *arguments):  # type: ignore[no-untyped-def]
             self.apply(self.compute_compiled(*arguments), learning_rate, global_step=arguments[-2])
 
-        @tf.function(input_signature=self.signature[:2])
+        @traced(input_signature=self.signature[:2])
         def evaluate(images, labels):  # type: ignore[no-untyped-def]
             logits = model(images, training=False)
             ones = tf.ones(tf.shape(labels), tf.float32)

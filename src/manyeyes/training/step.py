@@ -5,12 +5,17 @@ Functions of TensorFlow tensors; a strategy puts them together and says what hap
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import keras
 import tensorflow as tf
+
+# Without AutoGraph, which reads and rewrites every function and layer in case it branches in Python on what a tensor
+# holds. None does, and it is a second of CPU before the first step of every worker.
+traced = functools.partial(tf.function, autograph=False)
 
 
 @dataclass(frozen=True)
