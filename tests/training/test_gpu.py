@@ -187,9 +187,9 @@ def test_float16_learns_with_a_scaled_loss(small_dataset: str, tmp_path: Path) -
     found = train(small_dataset, tmp_path / "run", "train.precision=float16")
     assert (found["precision"], found["peak_gpu_bytes"] > 0) == ("float16", True)
     assert found["val_accuracy"] > 0.9
-    saved = checkpoint.load_latest(str(tmp_path / "run" / "checkpoints"))
-    assert saved is not None
-    assert any("scale" in key and array > 1 for key, array in saved.arrays["optimizer"].items() if array.ndim == 0)
+    directory = str(tmp_path / "run" / "checkpoints")
+    saved = checkpoint.load(directory, checkpoint.names(directory)[-1]).arrays["optimizer"]
+    assert [float(array) > 1 for key, array in saved.items() if key.endswith("dynamic_scale")] == [True]
 
 
 def test_the_precision_is_bfloat16_where_a_gpu_computes_it_and_learns(small_dataset: str, tmp_path: Path) -> None:
@@ -201,13 +201,13 @@ def test_the_precision_is_bfloat16_where_a_gpu_computes_it_and_learns(small_data
     assert found["val_accuracy"] > 0.9
 
 
-def test_xla_compiles_the_step_and_changes_no_more_than_rounding(
-    on_gpu: tuple[Path, dict[str, Any]], small_dataset: str, tmp_path: Path
-) -> None:
-    found = train(small_dataset, tmp_path / "run", "train.xla=true")
-    assert found["val_accuracy"] > 0.9
-    assert found["loss"] == pytest.approx(on_gpu[1]["loss"], rel=1e-2)
-    assert last_checkpoint(tmp_path / "run") != last_checkpoint(on_gpu[0])
+def test_xla_compiles_the_step_and_changes_no_more_than_rounding(small_dataset: str, tmp_path: Path) -> None:
+    # Without dropout, as XLA draws other numbers for it.
+    plain = train(small_dataset, tmp_path / "plain", "model.dropout=0.0")
+    found = train(small_dataset, tmp_path / "run", "model.dropout=0.0", "train.xla=true")
+    assert found["peak_gpu_bytes"] > 0
+    assert found["loss"] == pytest.approx(plain["loss"], rel=1e-3)
+    assert last_checkpoint(tmp_path / "run") != last_checkpoint(tmp_path / "plain")
 
 
 def test_a_run_killed_within_an_epoch_on_a_gpu_reaches_the_bytes_of_an_uninterrupted_one(
