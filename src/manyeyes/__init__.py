@@ -13,12 +13,13 @@ if TYPE_CHECKING:
     from manyeyes.evaluation.evaluate import evaluate
     from manyeyes.recognition.batch import predict
     from manyeyes.recognition.predictor import Predictor
-    from manyeyes.serving.app import serve
+    from manyeyes.recognition.recognizer import Recognizer
+    from manyeyes.serving.server import serve
     from manyeyes.training.export import export
     from manyeyes.training.trainer import train
 
 __version__ = "0.1.0"
-__all__ = ["Predictor", "evaluate", "export", "ingest", "predict", "serve", "train"]
+__all__ = ["Predictor", "Recognizer", "evaluate", "export", "ingest", "predict", "serve", "train"]
 
 _MODULE_OF_NAME = {
     "ingest": "manyeyes.data.ingest",
@@ -26,8 +27,9 @@ _MODULE_OF_NAME = {
     "evaluate": "manyeyes.evaluation.evaluate",
     "export": "manyeyes.training.export",
     "predict": "manyeyes.recognition.batch",
-    "serve": "manyeyes.serving.app",
+    "serve": "manyeyes.serving.server",
     "Predictor": "manyeyes.recognition.predictor",
+    "Recognizer": "manyeyes.recognition.recognizer",
 }
 
 

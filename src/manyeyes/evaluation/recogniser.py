@@ -93,7 +93,7 @@ def _load_bundle(recogniser: Recogniser) -> Logits:
     from manyeyes.recognition.predictor import Predictor
 
     # One thread: sums are then made in one order, so that any number of workers gives the same logits.
-    return Predictor.load(recogniser.uri, num_threads=1).logits
+    return Predictor.load(recogniser.uri, num_threads=1, measure=False).logits
 
 
 def _load_run(recogniser: Recogniser, batch_size: int) -> Logits:

@@ -177,7 +177,7 @@ def predictor_of(bundle_uri: str, fingerprint: str, backend: BackendName | None,
     Raises:
         BundleError: the bundle at `bundle_uri` is not the one with this fingerprint any more; or see Predictor.load.
     """
-    predictor = Predictor.load(bundle_uri, backend, num_threads=num_threads)
+    predictor = Predictor.load(bundle_uri, backend, num_threads=num_threads, measure=False)
     if predictor.bundle.info.fingerprint != fingerprint:
         raise BundleError(f"{bundle_uri} was replaced while it was in use. Make the predictions again.")
     return predictor

@@ -31,7 +31,7 @@ MODEL_NAME = "model.onnx"
 GOLDEN_NAME = "golden.safetensors"
 INPUT_NAME = "image"
 
-Precision = Literal["float32", "bfloat16"]
+Precision = Literal["float32", "bfloat16", "int8"]
 BackendName = Literal["auto", "openvino", "onnxruntime"]
 
 
@@ -58,7 +58,8 @@ class BundleInfo:
         parity: what export measured against the trained model.
         provenance: run, dataset, settings and versions it was made from.
         files: every other file of the directory.
-        fingerprint: 16 hex digits over all other fields; the version of the model.
+        timings: how fast the backends were on the machine of the export (see selection.Timing).
+        fingerprint: 16 hex digits over all other fields but `timings`, which no answer depends on; the version.
     """
 
     name: str
@@ -72,6 +73,7 @@ class BundleInfo:
     files: dict[str, dict[str, Any]]
     parity: dict[str, Any] = field(default_factory=dict)
     provenance: dict[str, Any] = field(default_factory=dict)
+    timings: tuple[dict[str, Any], ...] = ()
     manyeyes_version: str = ""
     fingerprint: str = ""
     format: str = FORMAT
@@ -80,7 +82,7 @@ class BundleInfo:
     def with_fingerprint(self) -> BundleInfo:
         """A copy whose fingerprint is that of its fields."""
         values = config.to_dict(self)
-        del values["fingerprint"]
+        del values["fingerprint"], values["timings"]
         return dataclasses.replace(self, fingerprint=hashlib.sha256(storage.canonical_json(values)).hexdigest()[:16])
 
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import statistics
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import cv2
@@ -11,12 +12,13 @@ import numpy as np
 from manyeyes.errors import BundleError, ImageError, UsageError
 from manyeyes.imaging.decode import DecodeLimits
 from manyeyes.imaging.preprocessing import Preprocessing
-from manyeyes.recognition.backends import Backend, create_backend
-from manyeyes.recognition.bundle import MODEL_NAME, BackendName, Bundle, GoldenExamples, Precision
+from manyeyes.recognition.backends import Backend
+from manyeyes.recognition.bundle import BackendName, Bundle, GoldenExamples, Precision
+from manyeyes.recognition.selection import select_backend, time_calls
 
 # How far a logit may be from the trained model's, as a share of the largest absolute logit (at least 1). Measured:
-# 1e-6 in float32, up to 0.05 in bfloat16 (docs/decisions/0060-bundles.md).
-LOGIT_TOLERANCE: dict[Precision, float] = {"float32": 1e-4, "bfloat16": 1e-1}
+# 1e-6 in float32, up to 0.05 in bfloat16, up to 0.2 in int8 (docs/decisions/0060-bundles.md, 0111-precision.md).
+LOGIT_TOLERANCE: dict[Precision, float] = {"float32": 1e-4, "bfloat16": 1e-1, "int8": 0.25}
 
 
 @dataclass(frozen=True)
@@ -47,11 +49,16 @@ class Predictor:
     """A bundle that is ready to recognise; its methods may be called from several threads.
 
     Make one with `Predictor.load`.
+
+    Attributes:
+        backend: the compiled model; its `name`, `precision` and `num_threads` say what runs.
+        why: for what reason it was chosen, for people.
     """
 
-    def __init__(self, bundle: Bundle, backend: Backend) -> None:
+    def __init__(self, bundle: Bundle, backend: Backend, why: str = "") -> None:
         self.bundle = bundle
         self.backend = backend
+        self.why = why
         self.class_names = bundle.class_names
         self.preprocessing = bundle.preprocessing
         self._temperature = bundle.info.temperature
@@ -64,13 +71,16 @@ class Predictor:
         *,
         replay_golden: bool = True,
         num_threads: int | None = None,
+        measure: bool = True,
     ) -> Predictor:
         """Open and check the bundle at `bundle_uri`, compile its model, and replay its golden examples.
 
         Args:
-            backend: "auto", "openvino" or "onnxruntime"; default: the one that the bundle prefers.
+            backend: "auto" (the fastest here), "openvino" or "onnxruntime"; default: the one that the bundle prefers.
             replay_golden: False skips the replay, where this process has just made it.
-            num_threads: for one call of the model; default: what the engine gave to this process, else all cores.
+            num_threads: for one call of the model; default: the better of one and what the engine gave to this process,
+                else all cores.
+            measure: False chooses without looking at this machine, so that all processes of a job choose the same.
 
         Returns:
             The predictor, proven to answer as it did at export.
@@ -80,15 +90,7 @@ class Predictor:
             MissingExtraError: no backend is installed.
         """
         bundle = Bundle.load(bundle_uri)
-        predictor = cls(
-            bundle,
-            create_backend(
-                bundle.read_file(MODEL_NAME),
-                backend=backend or bundle.info.backend,
-                precision=bundle.info.precision,
-                num_threads=num_threads,
-            ),
-        )
+        predictor = cls(bundle, *select_backend(bundle, backend or bundle.info.backend, num_threads, measure=measure))
         if predictor.backend.input_shape != bundle.info.input_shape:
             raise BundleError(
                 f"{bundle.uri}: the model takes images of {predictor.backend.input_shape}, "
@@ -208,14 +210,46 @@ class Predictor:
             raise UsageError(f"top_k={top_k} is below 1. Ask for at least one class.")
         probabilities = self.probabilities(batch)
         # Stable, so that equal probabilities come in the order of the labels on every machine.
-        order = np.argsort(-probabilities, axis=1, kind="stable")[:, :top_k]
+        labels = np.argsort(-probabilities, axis=1, kind="stable")[:, :top_k]
         predictions = []
-        for row, labels in zip(probabilities, order.tolist(), strict=True):
-            candidates = tuple(ClassProbability(k, self.class_names[k], float(row[k])) for k in labels)
+        for row, values in zip(
+            labels.tolist(), np.take_along_axis(probabilities, labels, axis=1).tolist(), strict=True
+        ):
+            names = [self.class_names[label] for label in row]
             predictions.append(
-                Prediction(candidates[0].label, candidates[0].class_name, candidates[0].probability, candidates)
+                Prediction(row[0], names[0], values[0], tuple(map(ClassProbability, row, names, values)))
             )
         return predictions
+
+    def warm_up(self, batch_sizes: Iterable[int]) -> None:
+        """Run the model once on a batch of each of these sizes.
+
+        The first batch of a size takes tens of milliseconds more than the next, in which OpenVINO makes its kernels.
+        """
+        for batch_size in batch_sizes:
+            self.backend.run(np.zeros((batch_size, *self.bundle.info.input_shape), np.uint8))
+
+    def latency_curve(self, max_batch_size: int = 64, max_seconds: float = 0.1) -> list[tuple[int, float]]:
+        """Measure how long a batch of 1, 2, 4, … images takes here; every size has been warmed up afterwards.
+
+        Takes about a tenth of a second for a small model, and a few times `max_seconds` for a large one.
+
+        Args:
+            max_batch_size: where the curve ends.
+            max_seconds: the curve also ends in front of the first batch that takes longer; one image is always in it.
+
+        Returns:
+            (batch size, median seconds of one call of the model) in the order of the sizes.
+        """
+        curve: list[tuple[int, float]] = []
+        batch_size = 1
+        while batch_size <= max_batch_size:
+            seconds = statistics.median(time_calls(self.backend, self.bundle.info.input_shape, batch_size, 0.02, 3))
+            if curve and seconds > max_seconds:
+                break
+            curve.append((batch_size, seconds))
+            batch_size *= 2
+        return curve
 
 
 def softmax(logits: np.ndarray, temperature: float = 1.0) -> np.ndarray:

@@ -6,6 +6,7 @@ import contextlib
 import dataclasses
 import importlib.metadata
 import importlib.util
+import math
 import os
 import posixpath
 import tempfile
@@ -15,15 +16,13 @@ import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, get_args
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import numpy as np
 
 import manyeyes
 from manyeyes import config, storage
-from manyeyes.data.dataset import Dataset
-from manyeyes.errors import BundleError, DatasetError, MissingExtraError, UsageError
-from manyeyes.imaging.decode import decode
+from manyeyes.errors import BundleError, MissingExtraError, UsageError
 from manyeyes.imaging.preprocessing import Preprocessing
 from manyeyes.recognition.bundle import (
     GOLDEN_NAME,
@@ -36,44 +35,37 @@ from manyeyes.recognition.bundle import (
     Precision,
     write_bundle,
 )
-from manyeyes.recognition.inputs import remaining_preprocessing
-from manyeyes.recognition.predictor import Predictor
 from manyeyes.training.backend import prepare
-from manyeyes.training.golden import bounded, encode_variants
+from manyeyes.training.golden import encode_variants
+from manyeyes.training.held_out import Accuracy, calibration_images, held_out_sample
+from manyeyes.training.precision import (
+    NUM_ACCURACY_IMAGES,
+    NUM_PARITY_IMAGES,
+    Candidate,
+    Examiner,
+    Parity,
+    choose_precision,
+    in_batches,
+)
+from manyeyes.training.quantize import NUM_CALIBRATION_IMAGES, quantize
 from manyeyes.training.run import Run, Which
 
 if TYPE_CHECKING:
     import keras
 
-# Images of the dataset that both models answer, besides the golden examples.
-NUM_PARITY_IMAGES = 256
-# In a lower precision near ties may fall the other way; in float32 only where the lead is below the tolerance.
-MIN_TOP1_AGREEMENT = 0.99
-_BATCH_SIZE = 32
 _LIBRARIES = ("tensorflow", "keras", "tf2onnx", "onnx", "openvino", "onnxruntime", "opencv-python-headless", "numpy")
 
 
 @dataclass(frozen=True)
-class Parity:
-    """How far the bundle is from the trained model, in the precision that will serve.
+class ExportResult:
+    """A bundle that was published.
 
     Attributes:
-        golden_max_difference, max_difference: largest absolute difference of a logit, on golden examples and images.
-        tolerance: what is allowed for it; in bfloat16 only the golden examples are held to it.
-        top1_agreement: share of the images with the same likeliest class.
+        precision: in which it will be served.
+        backend: that is the fastest in it here.
+        parity, accuracy: of that precision; `accuracy` is beside float32 on images that were held out.
+        candidates: every precision that was measured, float32 first.
     """
-
-    num_golden: int
-    golden_max_difference: float
-    num_images: int
-    max_difference: float
-    tolerance: float
-    top1_agreement: float
-
-
-@dataclass(frozen=True)
-class ExportResult:
-    """A bundle that was published."""
 
     run: str
     bundle: str
@@ -85,6 +77,8 @@ class ExportResult:
     backend: str
     model_bytes: int
     parity: Parity
+    accuracy: Accuracy
+    candidates: tuple[Candidate, ...]
     seconds: float
 
 
@@ -92,7 +86,7 @@ def export(
     run: str,
     bundle: str,
     *,
-    precision: Precision = "float32",
+    precision: Precision | Literal["auto"] = "float32",
     backend: BackendName = "auto",
     which: Which = "best",
     num_golden: int = 8,
@@ -101,24 +95,27 @@ def export(
     """Make a bundle of the run at `run` and publish it at `bundle`, if it answers as the trained model does.
 
     Args:
-        precision: in which the bundle will be served; parity is measured in it.
-        backend: that the bundle prefers; "auto" lets each machine choose.
+        precision: in which the bundle will be served; parity and accuracy are measured in it. "auto" is the fastest
+            that passes.
+        backend: that the bundle prefers; "auto" is the fastest, here as measured now, elsewhere as measured there.
         which: the "best" or the "last" checkpoint.
         num_golden: golden examples to keep.
         dataset: whose images are compared; default: that of the run.
 
     Returns:
-        The bundle that was published, and how far it is from the trained model.
+        The bundle that was published, how far it is from the trained model, and what else was measured.
 
     Raises:
         UsageError: there is no run, something else is at `bundle`, or the precision can't be served here.
         DatasetError: the dataset can't be read.
-        BundleError: the exported model differs from the trained one; nothing was published.
+        BundleError: the exported model differs from the trained one, or costs more accuracy than MAX_LOSS_POINTS;
+            nothing was published.
         MissingExtraError: the libraries for export are not installed.
     """
     started = time.perf_counter()
-    if precision not in get_args(Precision):
-        raise UsageError(f"precision={precision!r} is not one of {', '.join(get_args(Precision))}.")
+    known = (*get_args(Precision), "auto")
+    if precision not in known:
+        raise UsageError(f"precision={precision!r} is not one of {', '.join(known)}.")
     if backend not in get_args(BackendName):
         raise UsageError(f"backend={backend!r} is not one of {', '.join(get_args(BackendName))}.")
     if num_golden < 1:
@@ -130,10 +127,13 @@ def export(
     # Recurrent layers would be traced as kernels of a GPU, which ONNX does not have.
     prepare(seed=0, use_gpus=False)
     trained = Run.open(run)
-    images, inputs = _comparison_images(dataset or trained.dataset, trained, max(NUM_PARITY_IMAGES, num_golden))
+    dataset = dataset or trained.dataset
+    num_images = NUM_PARITY_IMAGES if precision == "float32" else NUM_ACCURACY_IMAGES
+    sample = held_out_sample(dataset, trained, max(num_images, num_golden), num_golden)
     chosen = trained.checkpoint(which)
     model = trained.model_of(chosen, precision="float32")
-    golden = _make_golden(model, trained.preprocessing, images, num_golden)
+    golden = _make_golden(model, trained.preprocessing, sample.stored, num_golden)
+    inputs = sample.inputs[:: math.ceil(len(sample.inputs) / NUM_PARITY_IMAGES)]
     trained_logits = _keras_logits(model, inputs)
     onnx_model = to_onnx(model)
 
@@ -143,7 +143,7 @@ def export(
         preprocessing=trained.preprocessing.to_dict(),
         preprocessing_fingerprint=trained.preprocessing.fingerprint,
         input_shape=_shape_of(golden.pixels),
-        precision=precision,
+        precision="float32",
         backend=backend,
         temperature=1.0,
         files={},
@@ -160,17 +160,24 @@ def export(
         },
         manyeyes_version=manyeyes.__version__,
     )
-    files = {MODEL_NAME: onnx_model, GOLDEN_NAME: golden.to_bytes()}
     with _directory_aside(bundle) as aside:
-        write_bundle(aside, info, files)
-        predictor = Predictor.load(aside, replay_golden=False)
-        if precision != predictor.backend.precision:
-            raise UsageError(
-                f"{predictor.backend.name} can't serve in {precision} on this machine, "
-                f"only in {predictor.backend.precision}. Use --precision {predictor.backend.precision}."
-            )
-        parity = _compare(predictor, golden, inputs, trained_logits)
-        written = write_bundle(aside, dataclasses.replace(info, parity=config.to_dict(parity)), files)
+        examiner = Examiner(aside, info, golden, sample, inputs, trained_logits)
+        tried = [examiner.examine("float32", onnx_model)]
+        if precision in ("bfloat16", "auto"):
+            tried.append(examiner.examine("bfloat16", onnx_model))
+        if precision in ("int8", "auto"):
+            images = calibration_images(dataset, trained, sample, NUM_CALIBRATION_IMAGES)
+            tried.append(examiner.examine("int8", quantize(onnx_model, images)))
+            if tried[-1].candidate.refusal:
+                again = examiner.examine("int8", quantize(onnx_model, images, float_ends=True))
+                note = "the first and the last layer are in float32"
+                tried.append(dataclasses.replace(again, candidate=dataclasses.replace(again.candidate, note=note)))
+        best = choose_precision(tried, precision)
+        files = {MODEL_NAME: best.model, GOLDEN_NAME: golden.to_bytes()}
+        candidate = best.candidate
+        assert candidate.parity is not None and candidate.accuracy is not None
+        measured = {**config.to_dict(candidate.parity), "accuracy": config.to_dict(candidate.accuracy)}
+        written = write_bundle(aside, dataclasses.replace(best.info, parity=measured), files)
         _publish(aside, bundle, files)
     return ExportResult(
         run=run,
@@ -179,10 +186,12 @@ def export(
         fingerprint=written.info.fingerprint,
         num_classes=len(info.class_names),
         input_shape=info.input_shape,
-        precision=precision,
-        backend=predictor.backend.name,
-        model_bytes=len(onnx_model),
-        parity=parity,
+        precision=candidate.precision,
+        backend=candidate.backend,
+        model_bytes=len(best.model),
+        parity=candidate.parity,
+        accuracy=candidate.accuracy,
+        candidates=tuple(each.candidate for each in tried),
         seconds=time.perf_counter() - started,
     )
 
@@ -219,83 +228,16 @@ def to_onnx(model: keras.Model) -> bytes:
     return content
 
 
-def _comparison_images(dataset_uri: str, trained: Run, num_images: int) -> tuple[list[np.ndarray], np.ndarray]:
-    """Take images evenly from val, else test, else train.
-
-    Returns:
-        the images as stored, decoded and of bounded size, and the model inputs, uint8 (n, height, width, channels).
-    """
-    try:
-        dataset = Dataset(dataset_uri)
-    except DatasetError as error:
-        if dataset_uri != trained.dataset:
-            raise
-        raise DatasetError(f"The run's own dataset can't be used: {error} Or give another by --dataset.") from None
-    left = remaining_preprocessing(trained.preprocessing, dataset.preprocessing)
-    name = next((name for name in ("val", "test", "train") if name in dataset.split_names), None)
-    if name is None:
-        raise DatasetError(f"{dataset_uri} has no examples, so the exported model can't be compared on any.")
-    split = dataset.split(name)
-    wanted = np.linspace(0, split.num_examples - 1, min(num_images, split.num_examples)).astype(np.int64)
-    group_of = np.searchsorted(split.row_group_starts, wanted, side="right") - 1
-    stored: list[np.ndarray] = []
-    inputs: list[np.ndarray] = []
-    for group in np.unique(group_of):
-        shard, row_group = split.row_groups[group]
-        with dataset.open_shard(split.shards[shard]) as reader:
-            rows = reader.read(row_group)
-        for index in wanted[group_of == group] - split.row_group_starts[group]:
-            image = rows.images[index]
-            pixels = (
-                decode(image, channels=left.channels, background=left.background) if isinstance(image, bytes) else image
-            )
-            stored.append(bounded(pixels))
-            inputs.append(left.apply(pixels))
-            if inputs[-1].shape != trained.model.input_shape:
-                raise DatasetError(
-                    f"{dataset_uri} gives images of {inputs[-1].shape}, but the model of {trained.uri} takes "
-                    f"{trained.model.input_shape}. Give a dataset with the channels that it was trained on."
-                )
-    return stored, np.stack(inputs)
-
-
 def _make_golden(
     model: keras.Model, preprocessing: Preprocessing, images: list[np.ndarray], num_golden: int
 ) -> GoldenExamples:
-    evenly = [images[i] for i in np.linspace(0, len(images) - 1, min(num_golden, len(images))).astype(int)]
-    names, encoded = zip(*encode_variants(evenly, num_golden), strict=True)
+    names, encoded = zip(*encode_variants(images, num_golden), strict=True)
     pixels = np.stack([preprocessing(image) for image in encoded])
     return GoldenExamples(names, encoded, pixels, _keras_logits(model, pixels))
 
 
 def _keras_logits(model: keras.Model, inputs: np.ndarray) -> np.ndarray:
-    batches = [inputs[start : start + _BATCH_SIZE] for start in range(0, len(inputs), _BATCH_SIZE)]
-    return np.concatenate([np.asarray(model(batch, training=False), np.float32) for batch in batches])
-
-
-def _compare(predictor: Predictor, golden: GoldenExamples, inputs: np.ndarray, trained_logits: np.ndarray) -> Parity:
-    golden_max_difference = predictor.replay(golden)
-    batches = [inputs[start : start + _BATCH_SIZE] for start in range(0, len(inputs), _BATCH_SIZE)]
-    # A batch of one takes other kernels than a batch of many, so both are compared.
-    served = np.concatenate([predictor.logits(inputs[:1]), *map(predictor.logits, batches)])
-    wanted = np.concatenate([trained_logits[:1], trained_logits])
-    tolerance = predictor.logit_tolerance(wanted)
-    max_difference = float(np.max(np.abs(served - wanted)))
-    agreement = float(np.mean(served.argmax(axis=1) == wanted.argmax(axis=1)))
-    precision = predictor.backend.precision
-    if not np.isfinite(max_difference) or (precision == "float32" and max_difference > tolerance):
-        raise BundleError(
-            f"The exported model differs from the trained one: a logit by {max_difference:.3g} "
-            f"on {len(inputs)} images, {tolerance:.3g} is allowed in {precision} ({predictor.backend.name}). "
-            "Nothing was published."
-        )
-    if agreement < MIN_TOP1_AGREEMENT:
-        raise BundleError(
-            f"The exported model agrees with the trained one on {agreement:.1%} of {len(inputs)} images in {precision} "
-            f"({predictor.backend.name}), {MIN_TOP1_AGREEMENT:.0%} is required. Nothing was published. "
-            "Try --precision float32."
-        )
-    return Parity(len(golden), golden_max_difference, len(inputs), max_difference, tolerance, agreement)
+    return in_batches(lambda batch: np.asarray(model(batch, training=False), np.float32), inputs)
 
 
 def _check_target(bundle: str) -> None:
