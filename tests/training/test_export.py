@@ -24,6 +24,7 @@ from manyeyes.recognition.predictor import Predictor
 from manyeyes.training import export as export_module
 from manyeyes.training.export import export, to_onnx
 from manyeyes.training.golden import encode_variants
+from manyeyes.training.held_out import Accuracy, Sample, calibration_images, compare_accuracy, held_out_sample
 from manyeyes.training.run import Run
 
 
@@ -228,3 +229,109 @@ def test_a_run_that_preprocesses_the_stored_images_further_is_compared_on_what_i
     assert result.parity.top1_agreement == 1
     values = json.loads((tmp_path / "b" / INFO_NAME).read_text())
     assert values["preprocessing_fingerprint"] == run.preprocessing.fingerprint
+
+
+def test_int8_is_published_with_its_accuracy_beside_float32_and_really_computes_in_it(
+    small_run: str, small_bundle: str, val_images: np.ndarray, tmp_path: Path
+) -> None:
+    result = export(small_run, str(tmp_path / "b"), precision="int8")
+    float32, int8 = result.candidates[0], result.candidates[-1]
+    assert (float32.precision, int8.precision, int8.refusal) == ("float32", "int8", "")
+    accuracy = result.accuracy
+    assert (accuracy.split, accuracy.num_images, accuracy.labelled) == ("val", 45, True)
+    assert accuracy.accuracy >= accuracy.float32 - 0.005
+    # 45 images can't show half a point, and the result says so.
+    assert accuracy.loss_points_high > 0.5
+    predictor = Predictor.load(str(tmp_path / "b"))
+    info = predictor.bundle.info
+    assert (info.precision, predictor.backend.precision) == ("int8", "int8")
+    assert info.backend == predictor.backend.name == int8.backend
+    assert info.parity["accuracy"]["num_images"] == 45
+    served, trained = predictor.logits(val_images), Predictor.load(small_bundle).logits(val_images)
+    difference = np.abs(served - trained).max()
+    assert 1e-4 < difference <= predictor.logit_tolerance(trained)
+    assert {timing["precision"] for timing in info.timings} == {"int8"}
+
+
+@pytest.mark.parametrize("backend", ["openvino", "onnxruntime"])
+def test_both_backends_serve_int8(small_run: str, tmp_path: Path, backend: Any) -> None:
+    result = export(small_run, str(tmp_path / "b"), precision="int8", backend=backend)
+    predictor = Predictor.load(str(tmp_path / "b"), backend)
+    assert (result.backend, predictor.backend.name, predictor.backend.precision) == (backend, backend, "int8")
+
+
+def test_int8_that_costs_accuracy_is_refused_and_auto_serves_another_precision_and_says_why(
+    small_run: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Ranges that were seen on black images fit no others: the quantizer and what it makes are real.
+    real = export_module.calibration_images
+    monkeypatch.setattr(export_module, "calibration_images", lambda *arguments: np.zeros_like(real(*arguments)))
+    with pytest.raises(BundleError, match=r"int8.*(0\.5 are allowed|is allowed in int8|at export)"):
+        export(small_run, str(tmp_path / "b"), precision="int8")
+    assert list(tmp_path.iterdir()) == []
+    result = export(small_run, str(tmp_path / "b"), precision="auto")
+    assert result.precision in ("float32", "bfloat16")
+    refused = [each for each in result.candidates if each.precision == "int8"]
+    # Once whole, and once with the first and the last layer in float32.
+    assert [bool(each.refusal) for each in refused] == [True, True]
+    assert "float32" in refused[1].note
+    assert Predictor.load(str(tmp_path / "b")).bundle.info.precision == result.precision
+
+
+def test_auto_measures_all_precisions_and_serves_one_that_passes(small_run: str, tmp_path: Path) -> None:
+    result = export(small_run, str(tmp_path / "b"), precision="auto")
+    assert {each.precision for each in result.candidates} == {"float32", "bfloat16", "int8"}
+    (served,) = [each for each in result.candidates if each.precision == result.precision and not each.refusal]
+    assert served.milliseconds > 0
+    assert served.accuracy == result.accuracy
+    assert result.accuracy.loss_points <= 0.5
+
+
+def test_images_for_calibration_are_none_of_those_that_measure_accuracy(small_run: str, small_dataset: str) -> None:
+    trained = Run.open(small_run)
+    sample = held_out_sample(small_dataset, trained, 1000, 3)
+    assert (sample.split, len(sample.inputs), len(sample.stored)) == ("val", 45, 3)
+    assert len(calibration_images(small_dataset, trained, sample, 1000)) == 96
+    for split, num_train in (("train", 96), ("test", 96)):
+        taken = dataclasses.replace(sample, split=split, indices=np.arange(0, 96, 2))
+        rest = calibration_images(small_dataset, trained, taken, 1000)
+        assert len(rest) == (num_train if split != "train" else 48)
+
+
+def test_a_dataset_that_is_all_held_out_has_no_images_to_calibrate_on(small_run: str, tmp_path: Path) -> None:
+    draw = np.random.default_rng(3)
+    for index in range(6):
+        path = tmp_path / "photos" / ("red", "green", "blue")[index % 3] / f"{index}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        assert cv2.imwrite(str(path), draw.integers(0, 255, (24, 20, 3), dtype=np.uint8))
+    dataset = str(tmp_path / "dataset")
+    settings = IngestSettings(val=0.0, test=0.0)
+    ingest(str(tmp_path / "photos"), dataset, settings=settings, engine=create_engine("inline"))
+    with pytest.raises(DatasetError, match="no images left to calibrate"):
+        export(small_run, str(tmp_path / "b"), precision="int8", dataset=dataset)
+
+
+def _paired(num_images: int, lost: int, gained: int) -> Accuracy:
+    labels = np.zeros(num_images, np.int64)
+    reference = np.tile(np.float32([1, 0]), (num_images, 1))
+    found = reference.copy()
+    reference[lost : lost + gained] = found[:lost] = [0, 1]
+    sample = Sample("val", np.arange(num_images), [], np.zeros((num_images, 1, 1, 1), np.uint8), labels)
+    return compare_accuracy(sample, reference, found)
+
+
+def test_a_loss_is_counted_image_by_image_and_few_images_say_that_they_show_little() -> None:
+    accuracy = _paired(1000, lost=9, gained=4)
+    assert (accuracy.num_lost, accuracy.num_gained) == (9, 4)
+    assert accuracy.loss_points == pytest.approx(0.5)
+    assert accuracy.float32 - accuracy.accuracy == pytest.approx(0.005)
+    assert 0.5 < accuracy.loss_points_high < 1.5
+    assert _paired(45, 0, 0).loss_points_high > 3 > 0.5 > _paired(1000, 0, 0).loss_points_high > 0
+    assert _paired(1000, 0, 9).loss_points == pytest.approx(-0.9)
+
+
+def test_without_labels_the_answers_of_float32_stand_for_them() -> None:
+    reference = np.float32([[1, 0], [0, 1]])
+    sample = Sample("val", np.arange(2), [], np.zeros((2, 1, 1, 1), np.uint8), None)
+    accuracy = compare_accuracy(sample, reference, reference[::-1])
+    assert (accuracy.labelled, accuracy.float32, accuracy.accuracy) == (False, 1.0, 0.0)
