@@ -1,0 +1,123 @@
+from __future__ import annotations
+
+import time
+
+import cv2
+import numpy as np
+import pytest
+
+from manyeyes.errors import UsageError
+from manyeyes.imaging.decode import decode
+from manyeyes.recognition.bundle import Bundle
+from manyeyes.recognition.predictor import Predictor
+from manyeyes.recognition.saliency import overlay, saliency
+
+HEIGHT, WIDTH = 24, 20
+
+
+class _Spot:
+    """A backend that says "green" by how green the image is at one place, and "red" otherwise."""
+
+    name, precision, num_threads, input_shape = "spot", "float32", 1, (HEIGHT, WIDTH, 3)
+
+    def __init__(self, row: int, column: int) -> None:
+        self.place = (slice(None), slice(row, row + 6), slice(column, column + 5))
+
+    def run(self, images: np.ndarray) -> np.ndarray:
+        green = images[self.place].astype(np.float32)[..., 1].mean(axis=(1, 2)) / 32 - 4
+        return np.stack([np.zeros_like(green), green, np.full_like(green, -9)], axis=1)
+
+
+def _noise(seed: int = 0) -> np.ndarray:
+    return np.random.default_rng(seed).integers(0, 120, (HEIGHT, WIDTH, 3), dtype=np.uint8)
+
+
+@pytest.mark.parametrize("side", [8, 12])
+@pytest.mark.parametrize("row, column", [(0, 0), (0, 15), (18, 0), (18, 15), (9, 7)])
+def test_the_map_is_highest_where_the_answer_was_decided(small_bundle: str, side: int, row: int, column: int) -> None:
+    predictor = Predictor(Bundle.load(small_bundle), _Spot(row, column))
+    pixels = _noise()
+    pixels[row : row + 6, column : column + 5, 1] = 255
+    found = saliency(predictor, pixels, 1, side=side)
+    assert (found.shape, found.dtype) == ((HEIGHT, WIDTH), np.float32)
+    assert (found.min(), found.max()) == (0, 1)
+    top, left = np.unravel_index(found.argmax(), found.shape)
+    assert row - 2 <= top < row + 8
+    assert column - 2 <= left < column + 7
+    inside = found[row : row + 6, column : column + 5].mean()
+    assert inside > 3 * np.delete(found.ravel(), np.flatnonzero(found == 1)).mean()
+
+
+def test_the_pixels_that_the_map_names_decide_more_than_others_for_a_trained_model(small_bundle: str) -> None:
+    predictor = Predictor.load(small_bundle)
+    draw = np.random.default_rng(1)
+    falls = []
+    for seed in range(8):
+        # Mostly green in one quarter, grey noise elsewhere: the trained model decides by what is there.
+        pixels = np.repeat(_noise(seed)[:, :, :1], 3, axis=2)
+        row, column = draw.integers(0, 2, 2)
+        quarter = (slice(row * 12, row * 12 + 12), slice(column * 10, column * 10 + 10))
+        pixels[(*quarter, 1)] += 100
+        found = saliency(predictor, pixels, 1, side=8)
+        outside = found.sum() - found[quarter].sum()
+        falls.append(found[quarter].mean() / (outside / (found.size * 3 / 4)))
+    assert np.median(falls) > 2
+
+
+def test_the_same_image_gives_the_same_map_and_any_backend_nearly_the_same(small_bundle: str) -> None:
+    predictor = Predictor.load(small_bundle, "openvino")
+    first = saliency(predictor, _noise(), 1)
+    np.testing.assert_array_equal(first, saliency(predictor, _noise(), 1))
+    other = saliency(Predictor.load(small_bundle, "onnxruntime"), _noise(), 1, side=12)
+    np.testing.assert_allclose(saliency(predictor, _noise(), 1, side=12), other, atol=1e-3)
+
+
+def test_without_a_label_the_likeliest_class_is_asked_about(small_bundle: str) -> None:
+    predictor = Predictor.load(small_bundle)
+    label = int(predictor.logits(_noise()[None]).argmax())
+    np.testing.assert_array_equal(saliency(predictor, _noise(), side=8), saliency(predictor, _noise(), label, side=8))
+
+
+class _Slow(_Spot):
+    def __init__(self, milliseconds: float) -> None:
+        super().__init__(0, 0)
+        self.seconds = milliseconds / 1e3
+        self.num_images = 0
+
+    def run(self, images: np.ndarray) -> np.ndarray:
+        self.num_images += len(images)
+        time.sleep(self.seconds * len(images))
+        return super().run(images)
+
+
+def test_a_slow_model_gets_fewer_windows_so_that_the_time_is_kept(small_bundle: str) -> None:
+    num_images = []
+    for milliseconds in (0.1, 4, 12):
+        slow = _Slow(milliseconds)
+        predictor = Predictor(Bundle.load(small_bundle), slow)
+        saliency(predictor, _noise(), max_seconds=0.4)  # looks how fast the model is, once
+        slow.num_images = 0
+        saliency(predictor, _noise(), max_seconds=0.4)
+        num_images.append(slow.num_images - 1)
+    assert num_images == [144, 64, 16]
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_the_overlay_is_a_png_of_the_image_with_the_decisive_part_in_yellow(channels: int) -> None:
+    pixels = np.full((HEIGHT, WIDTH, channels), 128, np.uint8)
+    found = np.zeros((HEIGHT, WIDTH), np.float32)
+    found[:10] = 1
+    image = decode(overlay(pixels, found)).astype(int)
+    assert image.shape == (HEIGHT, WIDTH, 3)
+    assert image[:9, :, :2].min() > 150
+    assert image[:9, :, 0].mean() > image[:9, :, 2].mean() + 80
+    assert image[12:, :, 2].mean() > image[12:, :, 0].mean()
+
+
+def test_wrong_arguments_get_one_clear_line(small_bundle: str) -> None:
+    predictor = Predictor.load(small_bundle)
+    for arguments, words in (({"label": 3}, "3 classes"), ({"label": -1}, "no label -1"), ({"side": 2}, "side=2")):
+        with pytest.raises(UsageError, match=words):
+            saliency(predictor, _noise(), **arguments)  # type: ignore[arg-type]
+    with pytest.raises(UsageError, match="expected uint8"):
+        saliency(predictor, cv2.resize(_noise(), (9, 9)))
