@@ -75,7 +75,8 @@ RECIPE = [
 
 
 def make_strategy(dataset: str, assignments: list[str], context: GangContext) -> Any:
-    backend.prepare(0, None, context)
+    settings = TrainSettings.load(None, [*RECIPE, *assignments])
+    backend.prepare(0, None, context, deterministic=not settings.train.xla)
     import keras
 
     from manyeyes.training.building import build_allreduce
@@ -84,7 +85,6 @@ def make_strategy(dataset: str, assignments: list[str], context: GangContext) ->
 
     keras.utils.set_random_seed(0)
     data = Dataset(dataset)
-    settings = TrainSettings.load(None, [*RECIPE, *assignments])
     return build_allreduce(describe_run(data, "", settings), settings, data, connect(context))
 
 
