@@ -208,7 +208,10 @@ class Predictor:
         """Recognise a batch of model inputs, uint8 (n, height, width, channels)."""
         if top_k < 1:
             raise UsageError(f"top_k={top_k} is below 1. Ask for at least one class.")
-        probabilities = self.probabilities(batch)
+        return self.likeliest(self.probabilities(batch), top_k)
+
+    def likeliest(self, probabilities: np.ndarray, top_k: int = 5) -> list[Prediction]:
+        """Name the likeliest classes of probabilities (n, classes)."""
         # Stable, so that equal probabilities come in the order of the labels on every machine.
         labels = np.argsort(-probabilities, axis=1, kind="stable")[:, :top_k]
         predictions = []
