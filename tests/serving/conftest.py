@@ -1,9 +1,11 @@
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import json
 import os
 import shutil
+import socket
 import subprocess
 import sys
 import threading
@@ -11,7 +13,12 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import cv2
+import httpx
+import numpy as np
 import pytest
+
+from manyeyes.recognition.bundle import Bundle, write_bundle
 
 _BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
 _FLAGS = (
@@ -111,9 +118,10 @@ def page(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Page]:
 class Server:
     """`manyeyes serve` in a process of its own."""
 
-    def __init__(self, bundle: str, *arguments: str) -> None:
+    def __init__(self, models: str, *arguments: str, **environment: str) -> None:
         self.process = subprocess.Popen(
-            [sys.executable, "-m", "manyeyes.cli.main", "serve", bundle, "--port", "0", *arguments],
+            [sys.executable, "-m", "manyeyes.cli.main", "serve", models, "--port", "0", *arguments],
+            env={**os.environ, **environment},
             stderr=subprocess.PIPE,
             text=True,
         )
@@ -121,13 +129,26 @@ class Server:
         self.lines: list[str] = []
         for line in self.process.stderr:
             self.lines.append(line)
-            if "http://" in line:
+            if " at http" in line:
                 break
         else:
             raise AssertionError("".join(self.lines))
         self.url = line.rsplit(" ", 1)[1].strip()
         self._drain = threading.Thread(target=lambda: self.lines.extend(self.process.stderr or []), daemon=True)
         self._drain.start()
+
+    @property
+    def address(self) -> tuple[str, int]:
+        """Host and port, for requests that no client would send."""
+        host, port = self.url.rpartition("//")[2].split(":")
+        return host, int(port)
+
+    def connect(self) -> socket.socket:
+        return socket.create_connection(self.address, timeout=30)
+
+    def stop(self) -> int:
+        self.process.terminate()
+        return self.wait()
 
     def wait(self) -> int:
         code = self.process.wait(timeout=60)
@@ -136,30 +157,55 @@ class Server:
 
 
 @pytest.fixture(scope="session")
-def start_server(small_bundle: str) -> Iterator[Callable[[], Server]]:
+def start_server(small_bundle: str) -> Iterator[Callable[..., Server]]:
+    """Start `manyeyes serve` on the small bundle, or on what is given by `models`, with more arguments."""
     started: list[Server] = []
 
-    def start() -> Server:
-        started.append(Server(small_bundle))
+    def start(*arguments: str, models: str | Path = small_bundle, **environment: str) -> Server:
+        started.append(Server(str(models), *arguments, **environment))
         return started[-1]
 
     yield start
     for running in started:
         if running.process.poll() is None:
-            running.process.terminate()
-            running.wait()
+            running.stop()
 
 
 @pytest.fixture(scope="session")
-def server(start_server: Callable[[], Server]) -> Server:
+def server(start_server: Callable[..., Server]) -> Server:
     return start_server()
 
 
 @pytest.fixture
-def red_jpeg(tmp_path: Path) -> Path:
-    import cv2
-    import numpy as np
+def client(server: Server) -> Iterator[httpx.Client]:
+    with httpx.Client(base_url=server.url, timeout=60) as client:
+        yield client
 
+
+@pytest.fixture(scope="session")
+def images() -> dict[str, bytes]:
+    """One image in each format."""
+    pixels = np.random.default_rng(5).integers(0, 255, (40, 50, 3), dtype=np.uint8)
+    suffixes = (".png", ".jpg", ".webp", ".bmp", ".tiff", ".gif")
+    return {suffix: cv2.imencode(suffix, pixels)[1].tobytes() for suffix in suffixes}
+
+
+@pytest.fixture(scope="session")
+def variant(small_bundle: str) -> Callable[..., Path]:
+    """Write the small bundle as another model: its classes turned round, so that it answers otherwise."""
+
+    def write(directory: Path, *, reverse: bool = False, name: str = "cnn") -> Path:
+        bundle = Bundle.load(small_bundle)
+        names = bundle.class_names[::-1] if reverse else bundle.class_names
+        files = {file: bundle.read_file(file) for file in bundle.info.files}
+        write_bundle(str(directory), dataclasses.replace(bundle.info, name=name, class_names=names), files)
+        return directory
+
+    return write
+
+
+@pytest.fixture
+def red_jpeg(tmp_path: Path) -> Path:
     pixels = np.full((60, 80, 3), (40, 40, 180), np.uint8)
     path = tmp_path / "red.jpg"
     assert cv2.imwrite(str(path), pixels)

@@ -1,317 +1,505 @@
-"""A bundle behind HTTP: raw image bytes in, the likeliest classes out as JSON, and a page to try it."""
+"""The application: what each route of the server does."""
 
 from __future__ import annotations
 
 import asyncio
-import contextlib
-import dataclasses
+import functools
 import importlib.resources
-import signal
-import socket
-import threading
+import json
+import logging
 import time
-from collections.abc import AsyncIterator, Callable
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
-from types import FrameType
+from collections.abc import Callable, Coroutine
 from typing import Any
 
-import numpy as np
+import multipart
 
-from manyeyes.engines.base import available_cores
-from manyeyes.errors import ImageError, MissingExtraError, Reason, UsageError
-from manyeyes.imaging.decode import DecodeLimits
-from manyeyes.recognition.bundle import BackendName
-from manyeyes.recognition.predictor import Prediction, Predictor
+import manyeyes
+from manyeyes.serving import docs_page, metrics, openapi, pictures, v2
+from manyeyes.serving.catalog import Catalog, Choice
+from manyeyes.serving.http import Application, Request, Response, header_lines
+from manyeyes.serving.jobs import OVERLOADED, Failure, Job
+from manyeyes.serving.limits import check_image, cors_headers, has_token
+from manyeyes.serving.metrics import Metrics
+from manyeyes.serving.models import Model
+from manyeyes.serving.parameters import Parameters, read_parameters
+from manyeyes.serving.routes import Route, Router
+from manyeyes.serving.settings import ServeSettings
 
-try:
-    import uvicorn
-    from starlette.applications import Starlette
-    from starlette.exceptions import HTTPException
-    from starlette.requests import ClientDisconnect, Request
-    from starlette.responses import HTMLResponse, JSONResponse, Response
-    from starlette.routing import Route
-except ImportError:
-    raise MissingExtraError("Serving", "serve") from None
-
-# The page is one file without outside parts, and the browser is told to hold it to that.
-_PAGE_POLICY = (
-    "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; img-src blob: data:; "
-    "connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+_log = logging.getLogger(__name__)
+# A page is one file without outside parts, and the browser is told to hold it to that.
+_PAGE_HEADERS = (
+    (
+        "content-security-policy",
+        "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; img-src blob: data:; "
+        "media-src blob:; connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
+    ),
+    ("x-content-type-options", "nosniff"),
+    ("referrer-policy", "no-referrer"),
 )
-_STATUS_OF_REASON = {
-    Reason.EMPTY: 400,
-    Reason.TOO_MANY_BYTES: 413,
-    Reason.TOO_MANY_PIXELS: 413,
-    Reason.NOT_AN_IMAGE: 415,
-    Reason.UNSUPPORTED_FORMAT: 415,
-}
-_UNDECODABLE = 422
+_HTML = b"text/html; charset=utf-8"
+_RETRY_AFTER = b"retry-after: 1\r\n"
 # A body that says it is something else than an image. (What curl says of --data-binary unless told is let pass.)
-_REFUSED_CONTENT_TYPES = ("multipart/", "application/json", "text/")
+_REFUSED_CONTENT_TYPES = (b"application/json", b"text/")
 
 
-@dataclass(frozen=True)
-class ServeSettings:
-    """What a request may be.
+class App(Application):
+    """Answers requests with the models of a catalog."""
 
-    Attributes:
-        default_top_k: classes in an answer when the request does not say.
-        max_body_bytes: of one request; more is refused while it is read.
-        max_pixels: of one image, as its header says; more is refused before it is decoded.
-    """
-
-    default_top_k: int = 5
-    max_body_bytes: int = 32 * 1024 * 1024
-    max_pixels: int = 50_000_000
-
-
-@dataclass(frozen=True)
-class Answer:
-    """A prediction, and how long its parts took in milliseconds."""
-
-    prediction: Prediction
-    decode_ms: float
-    predict_ms: float
-
-
-class RequestError(Exception):
-    """A request that can't be answered; becomes a response with `status` and {error, reason, detail}."""
-
-    def __init__(self, status: int, reason: str, detail: str) -> None:
-        super().__init__(detail)
-        self.status = status
-        self.reason = reason
-        self.detail = detail
-
-
-class Recognizer:
-    """Answers requests on threads of its own, so that the event loop only ever moves bytes."""
-
-    def __init__(self, predictor: Predictor, settings: ServeSettings) -> None:
-        self.predictor = predictor
-        self._limits = DecodeLimits(max_pixels=settings.max_pixels, max_bytes=settings.max_body_bytes)
-        num_threads = max(2, available_cores())
-        self._pool = ThreadPoolExecutor(max_workers=num_threads, thread_name_prefix="recognize")
-        # The first prediction on a thread is many times slower than the next; no request shall wait for it.
-        all_started = threading.Barrier(num_threads)
-        list(self._pool.map(self._warm_up, [all_started] * num_threads))
-
-    async def recognize(self, encoded: bytes, top_k: int) -> Answer:
-        """Decode one image and predict. Raises ImageError."""
-        return await asyncio.get_running_loop().run_in_executor(self._pool, self._answer, encoded, top_k)
-
-    def close(self) -> None:
-        """Finish what is under way and end the threads."""
-        self._pool.shutdown()
-
-    def _warm_up(self, all_started: threading.Barrier) -> None:
-        all_started.wait(timeout=60)
-        self.predictor.predict_pixels(np.zeros((1, *self.predictor.bundle.info.input_shape), np.uint8))
-
-    def _answer(self, encoded: bytes, top_k: int) -> Answer:
-        started = time.perf_counter()
-        pixels = self.predictor.preprocess(encoded, self._limits)
-        decoded = time.perf_counter()
-        (prediction,) = self.predictor.predict_pixels(pixels[None], top_k)
-        ended = time.perf_counter()
-        return Answer(prediction, 1e3 * (decoded - started), 1e3 * (ended - decoded))
-
-
-def create_app(predictor: Predictor, settings: ServeSettings | None = None) -> Starlette:
-    """Return the ASGI application that serves `predictor`.
-
-    POST /v1/recognize?top_k=5 takes the bytes of an image; GET /healthz says that the model is ready; GET / is a page.
-    """
-    settings = settings or ServeSettings()
-    recognizer = Recognizer(predictor, settings)
-    info = predictor.bundle.info
-    model = {"name": info.name, "version": info.fingerprint}
-    health = {
-        "status": "ok",
-        "model": model,
-        "num_classes": len(info.class_names),
-        "input_shape": list(info.input_shape),
-        "backend": predictor.backend.name,
-        "precision": predictor.backend.precision,
-    }
-    page = importlib.resources.files("manyeyes.serving").joinpath("page", "index.html").read_text(encoding="utf-8")
-
-    async def recognize(request: Request) -> Response:
-        top_k = _read_top_k(request, settings.default_top_k)
-        encoded = await _read_body(request, settings.max_body_bytes)
-        answer = await recognizer.recognize(encoded, top_k)
-        predictions = [dataclasses.asdict(candidate) for candidate in answer.prediction.top_k]
-        timings = {"decode": round(answer.decode_ms, 3), "predict": round(answer.predict_ms, 3)}
-        return JSONResponse({"predictions": predictions, "model": model, "timings_ms": timings})
-
-    async def healthz(request: Request) -> Response:
-        return JSONResponse(health)
-
-    async def index(request: Request) -> Response:
-        return HTMLResponse(
-            page, headers={"Content-Security-Policy": _PAGE_POLICY, "X-Content-Type-Options": "nosniff"}
+    def __init__(
+        self, catalog: Catalog, counters: Metrics, settings: ServeSettings, has_workers: Callable[[], bool]
+    ) -> None:
+        self.catalog = catalog
+        self.metrics = counters
+        self.settings = settings
+        self.is_draining = False
+        self._has_workers = has_workers
+        self._router = Router()
+        self._token = settings.token.encode() if settings.token else None
+        self._page = importlib.resources.files("manyeyes.serving").joinpath("page", "index.html").read_bytes()
+        self._status_texts: dict[int, str] = {}
+        self._explaining = asyncio.Lock()
+        self.read_query = functools.lru_cache(maxsize=256)(
+            functools.partial(read_parameters, default_top_k=settings.default_top_k)
         )
+        counters.add_gauge(
+            "manyeyes_queue_depth",
+            "Images that wait for a model.",
+            ("model", "version"),
+            lambda: {(model.card.name, model.card.version): model.num_waiting for model in self._all_models()},
+        )
+        counters.add_gauge("manyeyes_ready", "1 where requests may come.", (), lambda: {(): float(self.is_ready)})
 
-    @contextlib.asynccontextmanager
-    async def lifespan(app: Starlette) -> AsyncIterator[None]:
-        yield
-        recognizer.close()
+    @property
+    def is_ready(self) -> bool:
+        """Whether requests may come."""
+        return bool(self.catalog.models) and not self.is_draining and self._has_workers()
 
-    return Starlette(
-        routes=[
-            Route("/v1/recognize", recognize, methods=["POST"]),
-            Route("/healthz", healthz),
-            Route("/", index),
-        ],
-        exception_handlers={
-            ImageError: _on_image_error,
-            RequestError: _on_request_error,
-            HTTPException: _on_http_exception,
-            ClientDisconnect: _on_disconnect,
-            Exception: _on_unexpected,
-        },
-        lifespan=lifespan,
-    )
+    # --- what the server asks (see http.Application)
 
+    def open(self, request: Request) -> Response | None:
+        """See Application."""
+        found = self._router.find(request.path)
+        if found is None:
+            request.label = "other"
+            return self.refusal(404, "not_found", "there is nothing at this path; GET /docs says what there is")
+        methods, request.path_parameters = found
+        any_route = next(iter(methods.values()))
+        request.label = any_route.path
+        origin = request.headers.get(b"origin")
+        if origin is not None and self.settings.cors_origins:
+            request.extra = header_lines(cors_headers(origin.decode("latin-1"), self.settings.cors_origins))
+            if request.extra and request.method == b"OPTIONS":
+                return _preflight(methods)
+        route = methods.get(b"GET" if request.method == b"HEAD" else request.method)
+        if route is None:
+            allowed = ", ".join(sorted(name.decode() for name in methods) + (["HEAD"] if b"GET" in methods else []))
+            refusal = self.refusal(405, "method_not_allowed", f"this path takes {allowed}")
+            return Response(refusal.status, refusal.body, headers=(("allow", allowed),))
+        if (
+            self._token is not None
+            and not route.open
+            and not has_token(request.headers.get(b"authorization", b""), self._token)
+        ):
+            refusal = self.refusal(401, "unauthorized", "send the header Authorization: Bearer TOKEN")
+            return Response(401, refusal.body, headers=(("www-authenticate", "Bearer"),))
+        if not self.catalog.models and not route.early:
+            return self._to_response(Failure(503, "The server is not ready", "loading", "models are being loaded"))
+        request.handler = getattr(self, route.handler)
+        return self._check_body_type(request, route) if route.body else None
 
-def serve(
-    bundle: str,
-    *,
-    host: str = "127.0.0.1",
-    port: int = 8000,
-    backend: BackendName | None = None,
-    settings: ServeSettings | None = None,
-    on_start: Callable[[str, Predictor], None] | None = None,
-) -> None:
-    """Serve the bundle at the URI `bundle` until SIGINT or SIGTERM; requests under way are finished first.
+    def handle(self, request: Request) -> Response | Coroutine[Any, Any, Response] | None:
+        """See Application."""
+        return request.handler(request)
 
-    Args:
-        port: 0 takes a free one.
-        on_start: called with the URL and the predictor as soon as connections are taken.
+    def refusal(self, status: int, reason: str, detail: str) -> Response:
+        """See Application."""
+        error = "The server failed" if status >= 500 and status != 503 else "The request can't be answered"
+        return self._to_response(Failure(status, error, reason, detail))
 
-    Raises:
-        UsageError: the address can't be used.
-        BundleError: see Predictor.load.
-    """
-    listener = _bind(host, port)
-    try:
-        predictor = Predictor.load(bundle, backend)
-        application = create_app(predictor, settings)
-        listener.listen(1024)
-        if on_start is not None:
-            shown = f"[{host}]" if ":" in host else host
-            on_start(f"http://{shown}:{listener.getsockname()[1]}", predictor)
-        server = uvicorn.Server(
-            uvicorn.Config(
-                application, log_level="warning", access_log=False, timeout_graceful_shutdown=10, server_header=False
+    def answered(self, request: Request, status: int, size_bytes: int) -> None:
+        """See Application."""
+        text = self._status_texts.get(status)
+        if text is None:
+            text = self._status_texts[status] = str(status)
+        label = request.label or "none"
+        seconds = time.perf_counter() - request.started
+        self.metrics.requests.add((label, text))
+        self.metrics.total.observe((label,), seconds)
+        if self.settings.access_log or (status >= 500 and status != 503):
+            _log.log(
+                logging.ERROR if status >= 500 else logging.INFO,
+                "request",
+                extra={
+                    "request_id": request.id.decode(),
+                    "method": request.method.decode("latin-1"),
+                    "path": request.path.decode("latin-1"),
+                    "status": status,
+                    "bytes": size_bytes,
+                    "milliseconds": round(1e3 * seconds, 3),
+                },
             )
+
+    def deliver(self, model: Model, jobs: list[Job]) -> None:
+        """Hand out jobs that a model has finished; in the event loop."""
+        card, counters = model.card, self.metrics
+        key = (card.name, card.version)
+        num_answered = 0
+        for job in jobs:
+            if job.failure is None and job.batch_size:
+                num_answered += 1
+                counters.queue.observe(key, job.queue_seconds)
+                counters.decode.observe(key, job.decode_seconds)
+                counters.brightness.observe(key, job.brightness)
+                counters.predictions.add((*key, card.class_names[job.label]))
+                last = job
+        if num_answered:
+            counters.images.add(key, num_answered)
+            counters.predict.observe(key, last.predict_seconds)
+            counters.batch_size.observe(key, last.batch_size)
+        for job in jobs:
+            job.done(job)
+
+    # --- recognition
+
+    def recognize(self, request: Request) -> Response | Coroutine[Any, Any, Response] | None:
+        """POST /v1/recognize."""
+        parameters = self.read_query(request.query)
+        if isinstance(parameters, Failure):
+            return self._to_response(parameters)
+        choice = self.choose(request, parameters)
+        if isinstance(choice, Failure):
+            return self._to_response(choice)
+        if request.headers.get(b"content-type", b"")[:10].lower() == b"multipart/":
+            return self._recognize_form(request, parameters)
+        encoded = request.body
+        failure = self.check_image(encoded)
+        if failure is not None:
+            return self._to_response(failure)
+        job = Job(encoded, parameters.top_k, functools.partial(self._answer, request, choice, encoded))
+        request.on_gone = functools.partial(setattr, job, "gone", True)
+        if not choice.model.submit(job):
+            return self._to_response(OVERLOADED)
+        return None
+
+    def _answer(self, request: Request, choice: Choice, encoded: bytes, job: Job) -> None:
+        failure = job.failure
+        if failure is not None:
+            response = self._to_response(failure)
+            request.respond(response.status, response.body, extra=header_lines(response.headers) + request.extra)
+            return
+        card = choice.model.card
+        request.respond(
+            200,
+            b'{"predictions":%s,"model":%s,"timings_ms":%s}'
+            % (job.payload, _model_json(card.name, card.version), job.timings_json()),
         )
-        with _end_quietly():
-            server.run(sockets=[listener])
-    finally:
-        listener.close()
+        if choice.shadow is not None:
+            self._ask_shadow(choice.shadow, encoded, job.label)
 
-
-def _bind(host: str, port: int) -> socket.socket:
-    try:
-        family, kind, protocol, _, address = socket.getaddrinfo(
-            host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
-        )[0]
-    except (socket.gaierror, OverflowError, UnicodeError) as error:
-        raise UsageError(
-            f"Can't serve on {host}:{port}: {error}. Use --host 127.0.0.1 or an address of this machine."
-        ) from None
-    listener = socket.socket(family, kind, protocol)
-    try:
-        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        listener.bind(address)
-    except (OSError, OverflowError) as error:
-        listener.close()
-        why = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
-        raise UsageError(
-            f"Can't serve on {host}:{port}: {why}. Choose another --port; --port 0 takes a free one."
-        ) from None
-    return listener
-
-
-@contextlib.contextmanager
-def _end_quietly() -> Any:
-    # uvicorn raises the signal that ended it once more, after it has closed everything: for us that is a normal end.
-    def leave(signum: int, frame: FrameType | None) -> None:
-        raise KeyboardInterrupt
-
-    try:
-        previous = signal.signal(signal.SIGTERM, leave)
-    except ValueError:  # not in the main thread: no signals come here
-        yield
-        return
-    try:
-        with contextlib.suppress(KeyboardInterrupt):
-            yield
-    finally:
-        signal.signal(signal.SIGTERM, previous)
-
-
-def _read_top_k(request: Request, default: int) -> int:
-    text = request.query_params.get("top_k")
-    if text is None:
-        return default
-    if not (text.isascii() and text.isdigit() and len(text) <= 6 and int(text) >= 1):
-        raise RequestError(400, "bad_request", f"top_k={text[:40]!r} is not a number of at least 1")
-    return int(text)
-
-
-async def _read_body(request: Request, max_bytes: int) -> bytes:
-    content_type = request.headers.get("content-type", "").lower()
-    if content_type.startswith(_REFUSED_CONTENT_TYPES):
-        raise RequestError(
-            415, "unsupported_format", f"the body is {content_type[:60]}; send the bytes of the image alone"
+    async def _recognize_form(self, request: Request, parameters: Parameters) -> Response:
+        images = await asyncio.to_thread(_read_form, request.header(b"content-type"), request.body, self.settings)
+        if isinstance(images, Failure):
+            return self._to_response(images)
+        choice = self.choose(request, parameters)
+        if isinstance(choice, Failure):
+            return self._to_response(choice)
+        jobs = await self.run_all(choice.model, list(images), parameters.top_k)
+        if isinstance(jobs, Failure):
+            return self._to_response(jobs)
+        results = [
+            json.dumps(job.failure.to_dict(), ensure_ascii=False).encode()
+            if job.failure
+            else b'{"predictions":%s,"timings_ms":%s}' % (job.payload, job.timings_json())
+            for job in jobs
+        ]
+        card = choice.model.card
+        if choice.shadow is not None:
+            for encoded, job in zip(images, jobs, strict=True):
+                if job.failure is None:
+                    self._ask_shadow(choice.shadow, encoded, job.label)
+        return Response(
+            200, b'{"results":[%s],"model":%s}' % (b",".join(results), _model_json(card.name, card.version))
         )
-    too_long = RequestError(413, Reason.TOO_MANY_BYTES.value, f"the body is longer than {max_bytes} bytes")
-    length = request.headers.get("content-length", "")
-    if length.isascii() and length.isdigit() and int(length) > max_bytes:
-        raise too_long
-    chunks = []
-    size_bytes = 0
-    async for chunk in request.stream():
-        size_bytes += len(chunk)
-        if size_bytes > max_bytes:
-            raise too_long
-        chunks.append(chunk)
-    return b"".join(chunks)
+
+    async def run_all(self, model: Model, contents: list[Any], top_k: int) -> list[Job] | Failure:
+        """Run several images of one request through a model; a bad one fails alone.
+
+        Args:
+            contents: encoded images, or model inputs.
+            top_k: 0 asks for the logits.
+
+        Returns:
+            A finished job for each, in order; or why none was taken.
+        """
+        finished = asyncio.Event()
+        left = len(contents)
+
+        def done(job: Job) -> None:
+            nonlocal left
+            left -= 1
+            if left == 0:
+                finished.set()
+
+        jobs = [Job(content, top_k, done) for content in contents]
+        wanted = []
+        for job in jobs:
+            failure = self.check_image(job.content) if isinstance(job.content, bytes) else None
+            if failure is None:
+                wanted.append(job)
+            else:
+                job.failure = failure
+                left -= 1
+        if not model.has_room_for(len(wanted)):
+            return self.count(OVERLOADED)
+        for job in wanted:
+            if not model.submit(job):
+                job.failure = OVERLOADED
+                left -= 1
+        if left:
+            await finished.wait()
+        for job in jobs:
+            if job.failure is not None:
+                self.count(job.failure)
+        return jobs
+
+    def _ask_shadow(self, shadow: Model, encoded: bytes, label: int) -> None:
+        def compare(job: Job) -> None:
+            outcome = "failed" if job.failure else "true" if job.label == label else "false"
+            self.metrics.shadow.add((shadow.card.name, shadow.card.version, outcome))
+
+        # What answers goes first: a shadow that can't follow sees fewer images.
+        if shadow.num_waiting * 4 > self.settings.max_queue or not shadow.submit(Job(encoded, 1, compare)):
+            self.metrics.shadow.add((shadow.card.name, shadow.card.version, "dropped"))
+
+    async def saliency(self, request: Request) -> Response:
+        """POST /v1/saliency."""
+        parameters = self.read_query(request.query)
+        if isinstance(parameters, Failure):
+            return self._to_response(parameters)
+        choice = self.choose(request, parameters)
+        if isinstance(choice, Failure):
+            return self._to_response(choice)
+        failure = self.check_image(request.body)
+        if failure is not None:
+            return self._to_response(failure)
+        card = choice.model.card
+        if parameters.label is not None and parameters.label >= len(card.class_names):
+            return self.refusal(400, "bad_request", f"label={parameters.label}, there are {len(card.class_names)}")
+        # It costs as much as hundreds of predictions, so that there is one at a time.
+        if self._explaining.locked():
+            return self._to_response(OVERLOADED)
+        async with self._explaining:
+            explanation = await choice.model.explain(request.body, parameters.label)
+        if isinstance(explanation, Failure):
+            return self._to_response(explanation)
+        if parameters.format == "png":
+            return Response(200, pictures.overlay_png(explanation), b"image/png")
+        return _json(
+            {
+                "label": explanation.label,
+                "class_name": card.class_names[explanation.label],
+                "saliency": [[round(value, 4) for value in row] for row in explanation.saliency.tolist()],
+                "model": {"name": card.name, "version": card.version},
+            }
+        )
+
+    def list_models(self, request: Request) -> Response:
+        """GET /v1/models."""
+        return _json(
+            {
+                "models": [
+                    {
+                        "name": name,
+                        "default": name == self.catalog.default_name,
+                        "default_version": self.catalog.default_version(name),
+                        "canary_version": self.catalog.traffic(name).canary,
+                        "canary_weight": self.catalog.traffic(name).canary_weight,
+                        "shadow_version": self.catalog.traffic(name).shadow,
+                        "versions": [openapi.card_to_dict(model.card) for model in versions.values()],
+                    }
+                    for name, versions in self.catalog.models.items()
+                ]
+            }
+        )
+
+    # --- operations
+
+    def healthz(self, request: Request) -> Response:
+        """GET /healthz: alive, and the model of requests that name none."""
+        content: dict[str, Any] = {"status": "ok", "ready": self.is_ready}
+        name = self.catalog.default_name
+        if name is not None:
+            card = self.catalog.models[name][self.catalog.default_version(name)].card
+            content |= {
+                "model": {"name": card.name, "version": card.version},
+                "num_classes": len(card.class_names),
+                "input_shape": list(card.input_shape),
+                "backend": card.backend,
+                "precision": card.precision,
+            }
+        return _json(content)
+
+    def readyz(self, request: Request) -> Response:
+        """GET /readyz."""
+        status = "draining" if self.is_draining else "ready" if self.is_ready else "loading"
+        return _json({"status": status}, 200 if status == "ready" else 503)
+
+    def read_metrics(self, request: Request) -> Response:
+        """GET /metrics."""
+        return Response(200, self.metrics.to_text(), metrics.CONTENT_TYPE)
+
+    def openapi(self, request: Request) -> Response:
+        """GET /openapi.json."""
+        return _json(openapi.describe(self.settings))
+
+    def docs(self, request: Request) -> Response:
+        """GET /docs."""
+        return Response(200, docs_page.to_html(openapi.describe(self.settings)), _HTML, _PAGE_HEADERS)
+
+    def page(self, request: Request) -> Response:
+        """GET /."""
+        return Response(200, self._page, _HTML, _PAGE_HEADERS)
+
+    # --- the Open Inference Protocol
+
+    def v2_server(self, request: Request) -> Response:
+        """GET /v2."""
+        return _json({"name": "manyeyes", "version": manyeyes.__version__, "extensions": v2.EXTENSIONS})
+
+    def v2_live(self, request: Request) -> Response:
+        """GET /v2/health/live."""
+        return _json({"live": True})
+
+    def v2_ready(self, request: Request) -> Response:
+        """GET /v2/health/ready."""
+        return _json({"ready": self.is_ready}, 200 if self.is_ready else 503)
+
+    def v2_model(self, request: Request) -> Response:
+        """GET /v2/models/{model}."""
+        return self._of_v2_model(
+            request, lambda model: v2.metadata(model.card, list(self.catalog.models[model.card.name]))
+        )
+
+    def v2_model_ready(self, request: Request) -> Response:
+        """GET /v2/models/{model}/ready."""
+        return self._of_v2_model(request, lambda model: {"name": model.card.name, "ready": True})
+
+    async def v2_infer(self, request: Request) -> Response:
+        """POST /v2/models/{model}/infer."""
+        choice = self._choose_v2(request)
+        if isinstance(choice, Failure):
+            return v2.to_response(self.count(choice))
+        card = choice.model.card
+        try:
+            asked = v2.read_request(
+                request.body, request.header(b"inference-header-content-length"), card, self.settings
+            )
+        except v2.RequestError as error:
+            return v2.to_response(self.count(error.failure))
+        jobs = await self.run_all(choice.model, asked.images, 0)
+        if isinstance(jobs, Failure):
+            return v2.to_response(jobs)
+        for job in jobs:
+            # A tensor has no place for the error of one image.
+            if job.failure is not None:
+                return v2.to_response(job.failure)
+        return v2.answer(asked, card, [job.payload for job in jobs])
+
+    def _of_v2_model(self, request: Request, tell: Callable[[Model], dict[str, Any]]) -> Response:
+        choice = self._choose_v2(request)
+        return v2.to_response(self.count(choice)) if isinstance(choice, Failure) else _json(tell(choice.model))
+
+    def _choose_v2(self, request: Request) -> Choice | Failure:
+        names = request.path_parameters
+        return self.catalog.choose(names["model"], names.get("version"), request.id if request.has_own_id else None)
+
+    # --- shared
+
+    def choose(self, request: Request, parameters: Parameters) -> Choice | Failure:
+        """The version that answers a request."""
+        return self.catalog.choose(parameters.model, parameters.version, request.id if request.has_own_id else None)
+
+    def check_image(self, encoded: bytes) -> Failure | None:
+        """Look at an image's header, and count its size."""
+        info = check_image(encoded, self.settings)
+        if isinstance(info, Failure):
+            return info
+        self.metrics.pixels.observe((), info.width * info.height)
+        self.metrics.bytes.observe((), len(encoded))
+        return None
+
+    def count(self, failure: Failure) -> Failure:
+        """Count a failure by its reason."""
+        self.metrics.errors.add((failure.reason,))
+        return failure
+
+    def _to_response(self, failure: Failure) -> Response:
+        self.count(failure)
+        return _json(failure.to_dict(), failure.status, (("retry-after", "1"),) if failure.status == 503 else ())
+
+    def _check_body_type(self, request: Request, route: Route) -> Response | None:
+        if request.headers.get(b"content-encoding", b"identity").lower() != b"identity":
+            return self.refusal(415, "unsupported_format", "send the body without Content-Encoding")
+        content_type = request.headers.get(b"content-type", b"").lower()
+        takes_json = "application/json" in route.body if route.body else False
+        if takes_json:
+            return None
+        takes_form = route.body is not None and "multipart/form-data" in route.body
+        is_form = content_type.startswith(b"multipart/")
+        if content_type.startswith(_REFUSED_CONTENT_TYPES) or (
+            is_form and not (takes_form and content_type.startswith(b"multipart/form-data"))
+        ):
+            shown = content_type[:60].decode("latin-1")
+            return self.refusal(415, "unsupported_format", f"the body is {shown}; send the bytes of the image alone")
+        return None
+
+    def _all_models(self) -> list[Model]:
+        return [model for versions in self.catalog.models.values() for model in versions.values()]
 
 
-def _error(status: int, error: str, reason: str, detail: str) -> JSONResponse:
-    # The rest of a body that is too long is not read, so the connection can't be used again.
-    headers = {"Connection": "close"} if status == 413 else None
-    return JSONResponse({"error": error, "reason": reason, "detail": detail}, status_code=status, headers=headers)
-
-
-async def _on_image_error(request: Request, error: Exception) -> Response:
-    assert isinstance(error, ImageError)
-    return _error(
-        _STATUS_OF_REASON.get(error.reason, _UNDECODABLE), "The image can't be used", error.reason.value, error.detail
+def _preflight(methods: dict[bytes, Route]) -> Response:
+    return Response(
+        200,
+        headers=(
+            ("access-control-allow-methods", ", ".join(name.decode() for name in methods)),
+            ("access-control-allow-headers", "authorization, content-type, x-request-id"),
+            ("access-control-max-age", "600"),
+        ),
     )
 
 
-async def _on_request_error(request: Request, error: Exception) -> Response:
-    assert isinstance(error, RequestError)
-    return _error(error.status, "The request can't be answered", error.reason, error.detail)
+def _read_form(content_type: str, body: bytes, settings: ServeSettings) -> list[bytes] | Failure:
+    """The files of a form, in order."""
+    wrong = "The request can't be answered"
+    _, options = multipart.parse_options_header(content_type)
+    boundary = options.get("boundary", "")
+    if not boundary:
+        return Failure(400, wrong, "bad_request", "the form has no boundary")
+    images: list[bytes] = []
+    chunks: list[bytes] = []
+    try:
+        with multipart.PushMultipartParser(
+            boundary, content_length=len(body), max_segment_count=settings.max_images
+        ) as parser:
+            for event in parser.parse(body):
+                if event is None:
+                    images.append(b"".join(chunks))
+                    chunks = []
+                elif not isinstance(event, multipart.MultipartSegment):
+                    chunks.append(bytes(event))
+    except multipart.MultipartError as error:
+        limit = isinstance(error, multipart.ParserLimitReached)
+        detail = f"more than {settings.max_images} parts, or too long headers" if limit else f"this is no form: {error}"
+        return Failure(413 if limit else 400, wrong, "too_many_images" if limit else "bad_request", detail[:200])
+    if not images:
+        return Failure(400, wrong, "empty", "the form has no image")
+    return images
 
 
-async def _on_http_exception(request: Request, error: Exception) -> Response:
-    assert isinstance(error, HTTPException)
-    reason = {404: "not_found", 405: "method_not_allowed"}.get(error.status_code, "bad_request")
-    response = _error(error.status_code, "The request can't be answered", reason, error.detail)
-    response.headers.update(error.headers or {})
-    return response
+@functools.lru_cache(maxsize=256)
+def _model_json(name: str, version: str) -> bytes:
+    return json.dumps({"name": name, "version": version}, separators=(",", ":")).encode()
 
 
-async def _on_disconnect(request: Request, error: Exception) -> Response:
-    # Nobody is there to read it; the status is for middleware and logs.
-    return Response(status_code=400)
-
-
-async def _on_unexpected(request: Request, error: Exception) -> Response:
-    return _error(500, "The server failed", "internal", type(error).__name__)
+def _json(content: Any, status: int = 200, headers: tuple[tuple[str, str], ...] = ()) -> Response:
+    return Response(status, json.dumps(content, ensure_ascii=False).encode(), headers=headers)

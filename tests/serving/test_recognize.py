@@ -17,24 +17,12 @@ import pytest
 
 from manyeyes.recognition.bundle import Bundle
 from manyeyes.recognition.predictor import Predictor
-from manyeyes.serving.app import ServeSettings
+from manyeyes.serving.settings import ServeSettings
 
 
 @pytest.fixture(scope="module")
 def predictor(small_bundle: str) -> Predictor:
     return Predictor.load(small_bundle)
-
-
-@pytest.fixture
-def client(server: Any) -> Any:
-    with httpx.Client(base_url=server.url, timeout=60) as client:
-        yield client
-
-
-def _images() -> dict[str, bytes]:
-    pixels = np.random.default_rng(5).integers(0, 255, (40, 50, 3), dtype=np.uint8)
-    suffixes = (".png", ".jpg", ".webp", ".bmp", ".tiff", ".gif")
-    return {suffix: cv2.imencode(suffix, pixels)[1].tobytes() for suffix in suffixes}
 
 
 def _bomb(width: int = 60_000, height: int = 60_000) -> bytes:
@@ -51,8 +39,10 @@ def _bomb(width: int = 60_000, height: int = 60_000) -> bytes:
 @pytest.mark.parametrize(
     "content_type", ["image/jpeg", "application/octet-stream", "application/x-www-form-urlencoded", None]
 )
-def test_the_answer_over_http_is_the_predictors(client: Any, predictor: Predictor, content_type: str | None) -> None:
-    for encoded in _images().values():
+def test_the_answer_over_http_is_the_predictors(
+    client: Any, predictor: Predictor, content_type: str | None, images: dict[str, bytes]
+) -> None:
+    for encoded in images.values():
         headers = {"Content-Type": content_type} if content_type else {}
         response = client.post("/v1/recognize?top_k=2", content=encoded, headers=headers)
         assert response.status_code == 200, response.text
@@ -64,7 +54,7 @@ def test_the_answer_over_http_is_the_predictors(client: Any, predictor: Predicto
             assert got["probability"] == pytest.approx(expected.probability, abs=1e-5)
         info = predictor.bundle.info
         assert answer["model"] == {"name": info.name, "version": info.fingerprint}
-        assert set(answer["timings_ms"]) == {"decode", "predict"}
+        assert set(answer["timings_ms"]) == {"queue", "decode", "predict"}
 
 
 def test_healthz_says_which_model_is_ready(client: Any, small_bundle: str) -> None:
@@ -93,15 +83,9 @@ def test_what_is_no_image_is_the_clients_mistake(client: Any, content: bytes, st
         assert response.json()["reason"] == reason
 
 
-def test_a_form_is_refused_with_what_to_send(client: Any) -> None:
-    response = client.post("/v1/recognize", files={"image": _images()[".png"]})
-    assert response.status_code == 415
-    assert "bytes of the image" in response.json()["detail"]
-
-
 @pytest.mark.parametrize("top_k", ["0", "-1", "many", "1.5", "", "٣", "9" * 50])
-def test_a_senseless_top_k_is_refused(client: Any, top_k: str) -> None:
-    response = client.post("/v1/recognize", params={"top_k": top_k}, content=_images()[".png"])
+def test_a_senseless_top_k_is_refused(client: Any, top_k: str, images: dict[str, bytes]) -> None:
+    response = client.post("/v1/recognize", params={"top_k": top_k}, content=images[".png"])
     assert (response.status_code, response.json()["reason"]) == (400, "bad_request")
 
 
@@ -144,9 +128,9 @@ def test_a_pixel_bomb_is_refused_before_it_is_decoded(client: Any) -> None:
     assert client.post("/v1/recognize", content=_bomb()).json()["reason"] == "too_many_pixels"
 
 
-def test_a_thousand_mutated_images_give_no_server_error(client: Any) -> None:
+def test_a_thousand_mutated_images_give_no_server_error(client: Any, images: dict[str, bytes]) -> None:
     draw = np.random.default_rng(11)
-    originals = list(_images().values())
+    originals = list(images.values())
     statuses = set()
     for index in range(1000):
         content = bytearray(originals[index % len(originals)])
@@ -182,20 +166,22 @@ def test_the_server_answers_others_while_it_recognises(server: Any) -> None:
         assert [future.result().status_code for future in slow] == [200] * 4
 
 
-def test_a_client_that_leaves_in_mid_request_does_no_harm(server: Any, client: Any) -> None:
+def test_a_client_that_leaves_in_mid_request_does_no_harm(server: Any, client: Any, images: dict[str, bytes]) -> None:
     host, port = server.url.removeprefix("http://").split(":")
     for _ in range(5):
         with socket.create_connection((host, int(port)), timeout=60) as connection:
             connection.sendall(b"POST /v1/recognize HTTP/1.1\r\nHost: x\r\nContent-Length: 1000\r\n\r\nhalf of")
-    assert client.post("/v1/recognize", content=_images()[".png"]).status_code == 200
-    assert not [line for line in server.lines if "Traceback" in line]
+    assert client.post("/v1/recognize", content=images[".png"]).status_code == 200
+    assert "Traceback" not in "".join(server.lines)
 
 
 @pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGINT])
-def test_a_signal_ends_the_server_after_the_requests_under_way(start_server: Any, signum: int) -> None:
+def test_a_signal_ends_the_server_after_the_requests_under_way(
+    start_server: Any, signum: int, images: dict[str, bytes]
+) -> None:
     running = start_server()
     host, port = running.url.removeprefix("http://").split(":")
-    encoded = _images()[".png"]
+    encoded = images[".png"]
     with socket.create_connection((host, int(port)), timeout=60) as connection:
         head = (
             f"POST /v1/recognize HTTP/1.1\r\nHost: x\r\nExpect: 100-continue\r\nContent-Length: {len(encoded)}\r\n\r\n"

@@ -1,0 +1,101 @@
+"""One image on its way through a model: what is asked, and what becomes of it."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+
+from manyeyes.errors import ImageError, Reason
+
+_STATUS_OF_REASON = {
+    Reason.EMPTY: 400,
+    Reason.TOO_MANY_BYTES: 413,
+    Reason.TOO_MANY_PIXELS: 413,
+    Reason.NOT_AN_IMAGE: 415,
+    Reason.UNSUPPORTED_FORMAT: 415,
+}
+_UNDECODABLE = 422
+
+
+@dataclass(frozen=True)
+class Failure:
+    """Why there is no answer: the status of the response, and {error, reason, detail} of its body."""
+
+    status: int
+    error: str
+    reason: str
+    detail: str = ""
+
+    @classmethod
+    def of_image(cls, error: ImageError) -> Failure:
+        """The fault is the image's."""
+        status = _STATUS_OF_REASON.get(error.reason, _UNDECODABLE)
+        return cls(status, "The image can't be used", error.reason.value, error.detail)
+
+    def to_dict(self) -> dict[str, str]:
+        """The body of the response."""
+        return {"error": self.error, "reason": self.reason, "detail": self.detail}
+
+
+OVERLOADED = Failure(503, "The server is busy", "overloaded", "too many images wait; try again later")
+WORKER_LOST = Failure(502, "The server failed", "worker_lost", "the process that worked on it ended; try again")
+INTERNAL = Failure(500, "The server failed", "internal", "see the server's log")
+
+
+class Job:
+    """One image for one model.
+
+    Attributes:
+        content: encoded bytes, or the pixels of a model input, uint8 (height, width, channels).
+        top_k: classes that are wanted; 0: the logits.
+        done: called with the job in the event loop, exactly once.
+        gone: nobody waits for the answer any more.
+        failure: None when it was answered.
+        payload: JSON of the list of predictions, or float32 logits as bytes.
+        label: the likeliest class, or -1.
+        brightness: mean of the model's input in [0, 255].
+        queue_seconds, decode_seconds, predict_seconds: each; predict is that of the whole batch.
+        batch_size: of the batch that it was predicted in.
+    """
+
+    __slots__ = (
+        "batch_size",
+        "brightness",
+        "content",
+        "decode_seconds",
+        "done",
+        "failure",
+        "gone",
+        "label",
+        "payload",
+        "predict_seconds",
+        "queue_seconds",
+        "submitted",
+        "top_k",
+    )
+
+    def __init__(self, content: bytes | np.ndarray, top_k: int, done: Callable[[Job], None]) -> None:
+        self.content = content
+        self.top_k = top_k
+        self.done = done
+        self.submitted = time.perf_counter()
+        self.gone = False
+        self.failure: Failure | None = None
+        self.payload = b""
+        self.label = -1
+        self.brightness = 0.0
+        self.queue_seconds = 0.0
+        self.decode_seconds = 0.0
+        self.predict_seconds = 0.0
+        self.batch_size = 0
+
+    def timings_json(self) -> bytes:
+        """The timings in milliseconds as a JSON object."""
+        return b'{"queue":%.3f,"decode":%.3f,"predict":%.3f}' % (
+            1e3 * self.queue_seconds,
+            1e3 * self.decode_seconds,
+            1e3 * self.predict_seconds,
+        )

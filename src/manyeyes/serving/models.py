@@ -1,0 +1,282 @@
+"""One version of a model, ready to answer: a predictor, its threads, and its card."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import numpy as np
+
+from manyeyes.engines.base import threads_per_worker
+from manyeyes.errors import ImageError, Reason
+from manyeyes.imaging.decode import DecodeLimits
+from manyeyes.recognition.predictor import Predictor, softmax
+from manyeyes.serving.batcher import Batcher, choose_batch_size
+from manyeyes.serving.jobs import INTERNAL, Failure, Job
+from manyeyes.serving.settings import ServeSettings
+
+_log = logging.getLogger(__name__)
+# Brightness is for watching drift; so many pixels of an image are enough.
+_BRIGHTNESS_SAMPLES = 32
+
+
+@dataclass(frozen=True)
+class ModelCard:
+    """What is told of a version of a model.
+
+    Attributes:
+        name, version: by which requests choose it.
+        fingerprint: of the bundle.
+        input_shape: (height, width, channels) in pixels.
+        backend, precision: what it runs by and in.
+        temperature: logits are divided by it before softmax.
+        max_batch_size: the cap that its latency curve gave.
+        latency_curve: (batch size, seconds of one call), measured when it was loaded.
+        parity, provenance: as the bundle has them: evaluation figures, dataset, run.
+    """
+
+    name: str
+    version: str
+    fingerprint: str
+    class_names: tuple[str, ...]
+    input_shape: tuple[int, int, int]
+    backend: str
+    precision: str
+    temperature: float = 1.0
+    max_batch_size: int = 1
+    latency_curve: tuple[tuple[int, float], ...] = ()
+    parity: dict[str, Any] = field(default_factory=dict)
+    provenance: dict[str, Any] = field(default_factory=dict)
+
+
+class Model(Protocol):
+    """A version that answers, in this process or in others."""
+
+    @property
+    def card(self) -> ModelCard:
+        """What is told of it."""
+        ...
+
+    @property
+    def num_waiting(self) -> int:
+        """Images that wait for it."""
+        ...
+
+    def has_room_for(self, num_images: int) -> bool:
+        """Whether so many would be taken now."""
+        ...
+
+    def submit(self, job: Job) -> bool:
+        """Take a job, from the event loop; False if the queue is full."""
+        ...
+
+    async def explain(self, content: bytes, label: int | None) -> Explanation | Failure:
+        """Find the pixels that decided for `label` (default: the likeliest)."""
+        ...
+
+    async def close(self) -> None:
+        """Finish what was taken, and end."""
+        ...
+
+
+@dataclass(frozen=True)
+class Explanation:
+    """Which pixels decided.
+
+    Attributes:
+        label: the class that is explained.
+        saliency: float32 (height, width) in [0, 1], on the model's input.
+        pixels: the model's input, uint8 (height, width, channels).
+    """
+
+    label: int
+    saliency: np.ndarray
+    pixels: np.ndarray
+
+
+class LocalModel:
+    """A model in this process.
+
+    Args:
+        deliver: called on a thread with jobs that are finished.
+    """
+
+    def __init__(
+        self,
+        predictor: Predictor,
+        name: str,
+        version: str,
+        settings: ServeSettings,
+        deliver: Callable[[LocalModel, list[Job]], None],
+    ) -> None:
+        info = predictor.bundle.info
+        self._predictor = predictor
+        self._deliver = deliver
+        self._temperature = info.temperature
+        self._limits = DecodeLimits(max_pixels=settings.max_pixels, max_bytes=settings.max_body_bytes)
+        self._class_names_json = [json.dumps(name, ensure_ascii=False).encode() for name in info.class_names]
+        self._explainer = ThreadPoolExecutor(1, thread_name_prefix="explain")
+        curve = predictor.latency_curve()
+        max_batch_size = choose_batch_size(curve)
+        # A size that comes for the first time takes tens of milliseconds more.
+        predictor.warm_up(range(1, max_batch_size + 1))
+        self.card = ModelCard(
+            name=name,
+            version=version,
+            fingerprint=info.fingerprint,
+            class_names=info.class_names,
+            input_shape=info.input_shape,
+            backend=predictor.backend.name,
+            precision=predictor.backend.precision,
+            temperature=info.temperature,
+            max_batch_size=max_batch_size,
+            latency_curve=tuple(curve),
+            parity=info.parity,
+            provenance=info.provenance,
+        )
+        self._buffer = np.empty((max_batch_size, *info.input_shape), np.uint8)
+        height, width, _ = info.input_shape
+        self._sample = (slice(None, None, -(-height // _BRIGHTNESS_SAMPLES)), slice(None, None, -(-width // 32)))
+        self._batcher: Batcher[Job, np.ndarray] = Batcher(
+            self._prepare,
+            self._predict,
+            self._finish,
+            max_batch_size=max_batch_size,
+            max_waiting=settings.max_queue,
+            num_threads=threads_per_worker(),
+            # The first prediction of a thread is many times slower than the next; no request shall wait for it.
+            start_thread=lambda: predictor.warm_up([1, max_batch_size]),
+        )
+
+    @classmethod
+    def load(
+        cls,
+        uri: str,
+        name: str | None,
+        version: str | None,
+        settings: ServeSettings,
+        deliver: Callable[[LocalModel, list[Job]], None],
+    ) -> LocalModel:
+        """Open a bundle, prove it on its golden examples, measure and warm it.
+
+        Args:
+            name, version: default: the bundle's name and fingerprint.
+
+        Raises:
+            BundleError: see Predictor.load.
+        """
+        predictor = Predictor.load(uri, settings.backend, num_threads=settings.num_threads)
+        info = predictor.bundle.info
+        return cls(predictor, name or info.name, version or info.fingerprint, settings, deliver)
+
+    @property
+    def num_waiting(self) -> int:
+        """See Model."""
+        return self._batcher.num_waiting
+
+    def has_room_for(self, num_images: int) -> bool:
+        """See Model."""
+        return self._batcher.num_waiting + num_images <= self._batcher.max_waiting
+
+    def submit(self, job: Job) -> bool:
+        """See Model."""
+        return self._batcher.submit(job)
+
+    async def close(self) -> None:
+        """See Model."""
+        await asyncio.to_thread(self.close_now)
+
+    def close_now(self) -> None:
+        """As `close`, in the calling thread."""
+        self._batcher.close()
+        self._explainer.shutdown(cancel_futures=True)
+
+    async def explain(self, content: bytes, label: int | None) -> Explanation | Failure:
+        """See Model."""
+        return await asyncio.get_running_loop().run_in_executor(self._explainer, self.explain_now, content, label)
+
+    def explain_now(self, content: bytes, label: int | None) -> Explanation | Failure:
+        """As `explain`, in the calling thread."""
+        from manyeyes.recognition.saliency import saliency
+
+        try:
+            pixels = self._predictor.preprocess(content, self._limits)
+        except ImageError as error:
+            return Failure.of_image(error)
+        if label is None:
+            label = int(np.argmax(self._predictor.logits(pixels[None])[0]))
+        return Explanation(label, saliency(self._predictor, pixels, label), pixels)
+
+    def _prepare(self, job: Job) -> np.ndarray | None:
+        started = time.perf_counter()
+        job.queue_seconds = started - job.submitted
+        if job.gone:
+            return None
+        try:
+            content = job.content
+            # Pixels are a tensor of the model's own shape, checked where they came in.
+            pixels = content if isinstance(content, np.ndarray) else self._predictor.preprocess(content, self._limits)
+        except ImageError as error:
+            job.failure = Failure.of_image(error)
+            return None
+        except MemoryError:
+            job.failure = Failure.of_image(ImageError(Reason.TOO_MANY_PIXELS, "there is not enough memory for it"))
+            return None
+        except Exception:
+            _log.exception("An image could not be prepared")
+            job.failure = INTERNAL
+            return None
+        finally:
+            job.content = b""  # the memory of the request, while it waits for its batch
+        job.decode_seconds = time.perf_counter() - started
+        return pixels
+
+    def _predict(self, jobs: list[Job], inputs: list[np.ndarray]) -> None:
+        started = time.perf_counter()
+        batch = self._buffer[: len(inputs)]
+        for index, pixels in enumerate(inputs):
+            batch[index] = pixels
+        logits = self._predictor.logits(batch)
+        probabilities = softmax(logits, self._temperature)
+        labels = probabilities.argmax(axis=1).tolist()
+        brightness = batch[:, *self._sample].mean(axis=(1, 2, 3)).tolist()
+        top_k = max(job.top_k for job in jobs)
+        # Stable, so that equal probabilities come in the order of the labels on every machine.
+        order = np.argsort(-probabilities, axis=1, kind="stable")[:, :top_k]
+        ordered = np.take_along_axis(probabilities, order, axis=1).tolist()
+        candidates = order.tolist()
+        finite = np.isfinite(probabilities).all(axis=1).tolist()
+        seconds = time.perf_counter() - started
+        for index, job in enumerate(jobs):
+            job.batch_size = len(jobs)
+            job.predict_seconds = seconds
+            job.label = labels[index]
+            job.brightness = brightness[index]
+            if not finite[index]:
+                _log.error("%s answers with a number that is none", self.card.name)
+                job.failure = INTERNAL
+            elif job.top_k:
+                job.payload = self._to_json(candidates[index][: job.top_k], ordered[index])
+            else:
+                job.payload = logits[index].tobytes()
+
+    def _to_json(self, labels: list[int], probabilities: list[float]) -> bytes:
+        names = self._class_names_json
+        return b"[%s]" % b",".join(
+            [
+                b'{"label":%d,"class_name":%s,"probability":%r}' % (label, names[label], probability)
+                for label, probability in zip(labels, probabilities, strict=False)
+            ]
+        )
+
+    def _finish(self, jobs: list[Job], error: Exception | None) -> None:
+        if error is not None:
+            for job in jobs:
+                job.failure = INTERNAL
+        self._deliver(self, jobs)

@@ -1,0 +1,351 @@
+"""Worker processes as the server sees them: starts them, gives them jobs, replaces those that end."""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+import itertools
+import json
+import logging
+import os
+import socket
+import subprocess
+import sys
+import time
+from collections import deque
+from collections.abc import Callable
+from typing import Any
+
+from manyeyes import config
+from manyeyes.engines.base import THREADS_VARIABLE, available_cores
+from manyeyes.errors import BundleError, EngineError
+from manyeyes.serving import frames
+from manyeyes.serving.frames import Kind
+from manyeyes.serving.jobs import WORKER_LOST, Failure, Job
+from manyeyes.serving.metrics import Metrics
+from manyeyes.serving.models import Explanation, Model, ModelCard
+from manyeyes.serving.settings import ServeSettings
+
+_log = logging.getLogger(__name__)
+_FIRST_PAUSE_SECONDS = 0.1
+_LONGEST_PAUSE_SECONDS = 10.0
+# A worker that lived so long was not ended by its start.
+_GOOD_LIFE_SECONDS = 30.0
+# With no worker at all for so long, what waits is given up.
+_PATIENCE_SECONDS = 5.0
+_MAX_NUMBER = 2**32
+
+
+class RemoteModel:
+    """A version that every worker has loaded."""
+
+    def __init__(self, pool: WorkerPool, number: int, source: dict[str, Any], card: ModelCard) -> None:
+        self.card = card
+        self.number = number
+        self.source = source
+        self.num_under_way = 0
+        self.num_waiting = 0
+        self._pool = pool
+
+    def has_room_for(self, num_images: int) -> bool:
+        """See Model."""
+        return self._pool.has_room_for(num_images)
+
+    def submit(self, job: Job) -> bool:
+        """See Model."""
+        return self._pool.submit(self, job)
+
+    async def explain(self, content: bytes, label: int | None) -> Explanation | Failure:
+        """See Model."""
+        return await self._pool.explain(self, content, label)
+
+    async def close(self) -> None:
+        """See Model."""
+        while self.num_under_way or self.num_waiting:
+            await asyncio.sleep(0.02)
+        self._pool.unload(self)
+
+
+class _Worker(asyncio.Protocol):
+    """One process and what it works on."""
+
+    def __init__(self, pool: WorkerPool, process: subprocess.Popen[bytes]) -> None:
+        self.process = process
+        self.started = time.monotonic()
+        self.jobs: dict[int, tuple[RemoteModel, Job]] = {}
+        self.waiting_for: dict[int, asyncio.Future[Any]] = {}
+        self._pool = pool
+        self._splitter = frames.Splitter()
+        self.transport: Any = None
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """See asyncio.Protocol."""
+        self.transport = transport
+
+    def data_received(self, data: bytes) -> None:
+        """See asyncio.Protocol."""
+        finished: dict[RemoteModel, list[Job]] = {}
+        for kind, number, payload in self._splitter.feed(data):
+            entry = self.jobs.pop(number, None) if kind in (Kind.ANSWER, Kind.FAILURE) else None
+            if entry is not None:
+                model, job = entry
+                if kind is Kind.ANSWER:
+                    before = job.queue_seconds
+                    frames.unpack_answer(payload, job)
+                    job.queue_seconds += before
+                else:
+                    job.failure = frames.unpack_failure(payload)
+                model.num_under_way -= 1
+                finished.setdefault(model, []).append(job)
+            elif (future := self.waiting_for.pop(number, None)) is not None and not future.done():
+                if kind is Kind.LOADED:
+                    future.set_result(config.from_dict(ModelCard, json.loads(payload)))
+                elif kind is Kind.REFUSED:
+                    future.set_exception(BundleError(payload.decode()))
+                elif kind is Kind.FAILURE:
+                    future.set_result(frames.unpack_failure(payload))
+                else:
+                    future.set_result(frames.unpack_explanation(payload))
+        for model, jobs in finished.items():
+            self._pool.deliver(model, jobs)
+        self._pool.pump()
+
+    def connection_lost(self, error: Exception | None) -> None:
+        """See asyncio.Protocol."""
+        self._pool.lost(self)
+
+    def ask(self, kind: Kind, number: int, payload: bytes) -> asyncio.Future[Any]:
+        """Send something that has an answer."""
+        future = asyncio.get_running_loop().create_future()
+        self.waiting_for[number] = future
+        self.transport.write(frames.pack(kind, number, payload))
+        return future
+
+
+class WorkerPool:
+    """The worker processes of a server. Used from the event loop alone.
+
+    Args:
+        deliver: called with jobs that are finished.
+    """
+
+    def __init__(
+        self,
+        settings: ServeSettings,
+        deliver: Callable[[Model, list[Job]], None],
+        counters: Metrics,
+    ) -> None:
+        self.deliver = deliver
+        self._settings = settings
+        self._metrics = counters
+        # Those that have loaded every model.
+        self._workers: list[_Worker] = []
+        self._models: dict[int, RemoteModel] = {}
+        self._waiting: deque[tuple[RemoteModel, Job]] = deque()
+        self._numbers = itertools.count(1)
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._is_closing = False
+        self._pause_seconds = _FIRST_PAUSE_SECONDS
+        counters.add_gauge("manyeyes_workers", "Worker processes that answer.", (), lambda: {(): self.num_ready})
+
+    @property
+    def num_ready(self) -> int:
+        """Workers that take jobs."""
+        return len(self._workers)
+
+    async def start(self) -> None:
+        """Start all workers."""
+        await asyncio.gather(*(self._start_worker() for _ in range(self._settings.num_workers)))
+
+    async def load(self, uri: str, name: str | None, version: str | None) -> RemoteModel:
+        """Load a bundle in every worker.
+
+        Raises:
+            BundleError: a worker refuses it.
+            EngineError: there is no worker.
+        """
+        source = {"uri": uri, "name": name, "version": version}
+        number = self._next_number()
+        asked: set[_Worker] = set()
+        answers: list[Any] = []
+        # Workers may come while others load.
+        while missing := [worker for worker in self._workers if worker not in asked]:
+            asked.update(missing)
+            loads = [self._load_in(worker, number, source) for worker in missing]
+            answers += await asyncio.gather(*loads, return_exceptions=True)
+        cards = [answer for answer in answers if isinstance(answer, ModelCard)]
+        refusals = [answer for answer in answers if isinstance(answer, BundleError)]
+        if refusals or not cards:
+            self._unload(number)
+            raise refusals[0] if refusals else EngineError("No worker process is running that could load a model.")
+        model = RemoteModel(self, number, source, cards[0])
+        self._models[number] = model
+        return model
+
+    def unload(self, model: RemoteModel) -> None:
+        """Let the workers forget a model."""
+        self._models.pop(model.number, None)
+        self._unload(model.number)
+
+    def has_room_for(self, num_images: int) -> bool:
+        """Whether so many images would be taken now."""
+        return len(self._waiting) + num_images <= self._settings.max_queue
+
+    def submit(self, model: RemoteModel, job: Job) -> bool:
+        """Take a job; False if the queue is full."""
+        if self._is_closing or not self.has_room_for(1):
+            return False
+        model.num_waiting += 1
+        self._waiting.append((model, job))
+        self.pump()
+        return True
+
+    def pump(self) -> None:
+        """Give what waits to the workers that have least to do."""
+        while self._waiting:
+            worker = min(self._workers, key=lambda each: len(each.jobs), default=None)
+            model, job = self._waiting[0]
+            # A batch in work and one to go on with; what is given to a worker is lost with it.
+            if worker is None or len(worker.jobs) >= 2 * model.card.max_batch_size:
+                return
+            self._waiting.popleft()
+            model.num_waiting -= 1
+            if job.gone:
+                self.deliver(model, [job])
+                continue
+            job.queue_seconds = time.perf_counter() - job.submitted
+            number = self._next_number()
+            worker.jobs[number] = (model, job)
+            model.num_under_way += 1
+            worker.transport.write(frames.pack_job(number, model.number, job))
+
+    async def explain(self, model: RemoteModel, content: bytes, label: int | None) -> Explanation | Failure:
+        """See Model.explain."""
+        if not self._workers:
+            return WORKER_LOST
+        worker = min(self._workers, key=lambda each: len(each.jobs))
+        payload = frames.JOB.pack(model.number, 0 if label is None else label + 1) + content
+        try:
+            return await worker.ask(Kind.EXPLAIN, self._next_number(), payload)
+        except EngineError:
+            return WORKER_LOST
+
+    async def close(self) -> None:
+        """End all workers."""
+        self._is_closing = True
+        for task in self._tasks:
+            task.cancel()
+        for worker in list(self._workers):
+            worker.transport.close()
+        for worker in list(self._workers):
+            await asyncio.to_thread(_end, worker.process)
+
+    def lost(self, worker: _Worker) -> None:
+        """A worker has ended: what it worked on fails, another takes its place."""
+        lost_jobs, worker.jobs = worker.jobs, {}
+        for future in worker.waiting_for.values():
+            if not future.done():
+                future.set_exception(EngineError("The worker process ended."))
+        if self._is_closing or worker not in self._workers:  # one that is being started is known to who starts it
+            return
+        self._workers.remove(worker)
+        by_model: dict[RemoteModel, list[Job]] = {}
+        for model, job in lost_jobs.values():
+            job.failure = WORKER_LOST
+            model.num_under_way -= 1
+            by_model.setdefault(model, []).append(job)
+        _log.error(
+            "A worker process ended, another takes its place",
+            extra={"pid": worker.process.pid, "jobs_lost": len(lost_jobs)},
+        )
+        for model, jobs in by_model.items():
+            self.deliver(model, jobs)
+        if time.monotonic() - worker.started > _GOOD_LIFE_SECONDS:
+            self._pause_seconds = _FIRST_PAUSE_SECONDS
+        task = asyncio.get_running_loop().create_task(self._replace(worker))
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    async def _replace(self, worker: _Worker) -> None:
+        if not self.num_ready:
+            asyncio.get_running_loop().call_later(_PATIENCE_SECONDS, self._give_up_waiting)
+        await asyncio.to_thread(_end, worker.process)
+        while not self._is_closing:
+            await asyncio.sleep(self._pause_seconds)
+            self._pause_seconds = min(2 * self._pause_seconds, _LONGEST_PAUSE_SECONDS)
+            try:
+                await self._start_worker()
+            except (BundleError, EngineError, OSError) as error:
+                _log.error("A worker process can't be started", extra={"why": str(error)})
+            else:
+                self._metrics.restarts.add()
+                return
+
+    def _give_up_waiting(self) -> None:
+        if self.num_ready:
+            return
+        waiting, self._waiting = self._waiting, deque()
+        for model, job in waiting:
+            model.num_waiting -= 1
+            job.failure = WORKER_LOST
+            self.deliver(model, [job])
+        if not self._is_closing:
+            asyncio.get_running_loop().call_later(_PATIENCE_SECONDS, self._give_up_waiting)
+
+    async def _start_worker(self) -> None:
+        ours, theirs = socket.socketpair()
+        with theirs:
+            process = subprocess.Popen(
+                [sys.executable, "-m", "manyeyes.serving.worker", str(theirs.fileno())],
+                pass_fds=[theirs.fileno()],
+                stdin=subprocess.DEVNULL,
+                env=_environment(self._settings.num_workers),
+            )
+        _, worker = await asyncio.get_running_loop().create_unix_connection(lambda: _Worker(self, process), sock=ours)
+        content = config.to_dict(dataclasses.replace(self._settings, token=None))
+        worker.transport.write(
+            frames.pack(
+                Kind.CONFIGURE, 0, json.dumps({"settings": content, "log_format": self._settings.log_format}).encode()
+            )
+        )
+        loaded: set[int] = set()
+        try:
+            # Models may come while others are loaded.
+            while missing := [model for number, model in self._models.items() if number not in loaded]:
+                for model in missing:
+                    card = await self._load_in(worker, model.number, model.source)
+                    if card.fingerprint != model.card.fingerprint:
+                        raise BundleError(f"{model.source['uri']} has changed; its new version is not served yet.")
+                    loaded.add(model.number)
+        except BaseException:
+            worker.transport.abort()
+            process.kill()
+            raise
+        self._workers.append(worker)
+        for number in loaded - set(self._models):
+            worker.transport.write(frames.pack(Kind.UNLOAD, number))
+        self.pump()
+
+    def _unload(self, number: int) -> None:
+        for worker in self._workers:
+            worker.transport.write(frames.pack(Kind.UNLOAD, number))
+
+    async def _load_in(self, worker: _Worker, number: int, source: dict[str, Any]) -> ModelCard:
+        return await worker.ask(Kind.LOAD, number, json.dumps(source).encode())
+
+    def _next_number(self) -> int:
+        return next(self._numbers) % _MAX_NUMBER
+
+
+def _environment(num_workers: int) -> dict[str, str]:
+    environment = {name: value for name, value in os.environ.items() if name != "MANYEYES_TOKEN"}
+    environment.setdefault(THREADS_VARIABLE, str(max(1, available_cores() // num_workers)))
+    return environment
+
+
+def _end(process: subprocess.Popen[bytes]) -> None:
+    try:
+        process.wait(timeout=10)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.wait()
