@@ -12,7 +12,7 @@ _BINARY = {"schema": {"type": "string", "format": "binary"}}
 _FORM_SCHEMA = {
     "type": "object",
     "properties": {
-        "image": {"type": "array", "items": {"type": "string", "format": "binary"}, "minItems": 1, "maxItems": 256}
+        "image": {"type": "array", "items": {"type": "string", "format": "binary"}, "minItems": 1}
     },
     "required": ["image"],
 }

@@ -1,0 +1,130 @@
+"""The Open Inference Protocol, spoken by a client that is not ours."""
+
+from __future__ import annotations
+
+import base64
+import json
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import pytest
+import tritonclient.http as triton
+from tritonclient.utils import InferenceServerException
+
+from manyeyes.recognition.predictor import Predictor, softmax
+
+
+@pytest.fixture(scope="module")
+def predictor(small_bundle: str) -> Predictor:
+    return Predictor.load(small_bundle)
+
+
+@pytest.fixture(scope="module")
+def other(server: Any) -> Iterator[Any]:
+    client = triton.InferenceServerClient(server.url.removeprefix("http://"), network_timeout=60)
+    yield client
+    client.close()
+
+
+def _pixels(num_images: int) -> np.ndarray:
+    return np.random.default_rng(3).integers(0, 256, (num_images, 24, 20, 3), dtype=np.uint8)
+
+
+def test_another_client_finds_a_server_and_a_model_that_are_ready(other: Any) -> None:
+    assert other.is_server_live()
+    assert other.is_server_ready()
+    assert other.is_model_ready("cnn")
+    assert not other.is_model_ready("dog")
+    assert "binary_tensor_data" in other.get_server_metadata()["extensions"]
+    model = other.get_model_metadata("cnn")
+    assert model["inputs"][0] == {"name": "image", "datatype": "UINT8", "shape": [-1, 24, 20, 3]}
+    assert other.get_model_metadata("cnn", model["versions"][0]) == model
+
+
+@pytest.mark.parametrize("binary", [True, False])
+@pytest.mark.parametrize("num_images", [1, 5])
+def test_pixels_over_the_protocol_give_the_predictors_logits(
+    other: Any, predictor: Predictor, binary: bool, num_images: int
+) -> None:
+    pixels = _pixels(num_images)
+    tensor = triton.InferInput("image", list(pixels.shape), "UINT8")
+    tensor.set_data_from_numpy(pixels, binary_data=binary)
+    outputs = [triton.InferRequestedOutput(name, binary_data=binary) for name in ("logits", "probabilities", "label")]
+    result = other.infer("cnn", [tensor], outputs=outputs, request_id="mine")
+    logits = predictor.logits(pixels)
+    assert result.get_response()["id"] == "mine"
+    np.testing.assert_allclose(result.as_numpy("logits"), logits, rtol=1e-4, atol=1e-4)
+    np.testing.assert_allclose(result.as_numpy("probabilities"), softmax(logits), atol=1e-4)
+    assert result.as_numpy("label").tolist() == logits.argmax(axis=1).tolist()
+
+
+@pytest.mark.parametrize("binary", [True, False])
+def test_encoded_images_over_the_protocol_give_classes(
+    other: Any, predictor: Predictor, images: dict[str, bytes], binary: bool
+) -> None:
+    encoded = list(images.values())
+    tensor = triton.InferInput("encoded", [len(encoded)], "BYTES")
+    # In JSON bytes are no text, so they go as base64.
+    sent = encoded if binary else [base64.b64encode(each) for each in encoded]
+    tensor.set_data_from_numpy(np.array(sent, dtype=object), binary_data=binary)
+    output = triton.InferRequestedOutput("probabilities", binary_data=binary, class_count=2)
+    found = other.infer("cnn", [tensor], outputs=[output]).as_numpy("probabilities")
+    for row, wanted in zip(found, predictor.predict(encoded, top_k=2), strict=True):
+        for entry, candidate in zip(row, wanted.top_k, strict=True):
+            probability, label, name = (entry if isinstance(entry, str) else entry.decode()).split(":")
+            assert (int(label), name) == (candidate.label, candidate.class_name)
+            assert float(probability) == pytest.approx(candidate.probability, abs=1e-4)
+
+
+def test_what_the_protocol_can_not_take_is_told_by_its_error(other: Any) -> None:
+    wrong_shape = triton.InferInput("image", [1, 8, 8, 3], "UINT8")
+    wrong_shape.set_data_from_numpy(np.zeros((1, 8, 8, 3), np.uint8))
+    with pytest.raises(InferenceServerException, match=r"expected UINT8 \[n, 24, 20, 3\]"):
+        other.infer("cnn", [wrong_shape])
+    no_image = triton.InferInput("encoded", [1], "BYTES")
+    no_image.set_data_from_numpy(np.array([b"no image"], dtype=object))
+    with pytest.raises(InferenceServerException, match="not_an_image"):
+        other.infer("cnn", [no_image])
+    with pytest.raises(InferenceServerException, match="no model 'dog'"):
+        other.infer("dog", [no_image])
+    with pytest.raises(InferenceServerException, match="no version '9'"):
+        other.infer("cnn", [no_image], model_version="9")
+
+
+@pytest.mark.parametrize(
+    "content, words",
+    [
+        ([], "not a JSON object"),
+        ({}, "inputs must be a list of one tensor"),
+        ({"inputs": [{}, {}]}, "inputs must be a list of one tensor"),
+        ({"inputs": [{"name": "image", "shape": [True]}]}, "shape must be a list of numbers"),
+        ({"inputs": [{"name": "image", "shape": [-1]}]}, "shape must be a list of numbers"),
+        ({"inputs": [{"name": "image", "shape": []}]}, "shape is empty"),
+        ({"inputs": [{"name": "image", "shape": [10**12, 24, 20, 3], "datatype": "UINT8"}]}, "up to 256"),
+        ({"inputs": [{"name": "image", "shape": [1, 24, 20, 3], "datatype": "UINT8", "data": [1]}]}, "has 1 values"),
+        ({"inputs": [{"name": "image", "shape": [1, 24, 20, 3], "datatype": "UINT8", "data": [256]}]}, "whole numbers"),
+        ({"inputs": [{"name": "image", "shape": [1, 24, 20, 3], "datatype": "UINT8", "data": ["a"]}]}, "not numbers"),
+        ({"inputs": [{"name": "encoded", "shape": [1], "datatype": "BYTES", "data": ["*"]}]}, "not base64"),
+        ({"inputs": [{"name": "encoded", "shape": [2], "datatype": "BYTES", "data": [""]}]}, "the shape says 2"),
+        ({"inputs": [{"name": "sound", "shape": [1]}]}, "no input 'sound'"),
+        ({"inputs": [{"name": "encoded", "shape": [1], "parameters": {"binary_data_size": 5}}]}, "0 bytes that follow"),
+    ],
+)
+def test_a_senseless_request_of_the_protocol_is_a_4xx_that_says_why(client: Any, content: Any, words: str) -> None:
+    response = client.post("/v2/models/cnn/infer", content=json.dumps(content))
+    assert 400 <= response.status_code < 500
+    assert words in response.json()["error"]
+
+
+@pytest.mark.parametrize("length", ["x", "-1", "99999999", "3"])
+def test_a_wrong_length_of_the_json_part_is_a_400(client: Any, length: str) -> None:
+    headers = {"Inference-Header-Content-Length": length}
+    assert client.post("/v2/models/cnn/infer", content=b'{"inputs": []}', headers=headers).status_code == 400
+
+
+def test_no_images_give_no_answers(client: Any) -> None:
+    empty = {"inputs": [{"name": "encoded", "shape": [0], "datatype": "BYTES", "data": []}]}
+    answer = client.post("/v2/models/cnn/infer", content=json.dumps(empty))
+    assert answer.status_code == 200
+    assert [output["shape"] for output in answer.json()["outputs"]] == [[0, 3], [0, 3], [0]]
