@@ -335,3 +335,14 @@ def test_without_labels_the_answers_of_float32_stand_for_them() -> None:
     sample = Sample("val", np.arange(2), [], np.zeros((2, 1, 1, 1), np.uint8), None)
     accuracy = compare_accuracy(sample, reference, reference[::-1])
     assert (accuracy.labelled, accuracy.float32, accuracy.accuracy) == (False, 1.0, 0.0)
+
+
+def test_a_model_that_cannot_be_quantized_is_said_so_and_auto_goes_on_without_int8(
+    small_run: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Images of another shape: the calibration of the real library fails on them.
+    monkeypatch.setattr(export_module, "calibration_images", lambda *_: np.zeros((3, 5, 5, 3), np.uint8))
+    with pytest.raises(BundleError, match="can't be quantized to int8"):
+        export(small_run, str(tmp_path / "b"), precision="int8")
+    assert list(tmp_path.iterdir()) == []
+    assert export(small_run, str(tmp_path / "b"), precision="auto").precision != "int8"

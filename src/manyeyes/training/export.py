@@ -47,7 +47,7 @@ from manyeyes.training.precision import (
     choose_precision,
     in_batches,
 )
-from manyeyes.training.quantize import NUM_CALIBRATION_IMAGES, quantize
+from manyeyes.training.quantize import NUM_CALIBRATION_IMAGES
 from manyeyes.training.run import Run, Which
 
 if TYPE_CHECKING:
@@ -167,11 +167,7 @@ def export(
             tried.append(examiner.examine("bfloat16", onnx_model))
         if precision in ("int8", "auto"):
             images = calibration_images(dataset, trained, sample, NUM_CALIBRATION_IMAGES)
-            tried.append(examiner.examine("int8", quantize(onnx_model, images)))
-            if tried[-1].candidate.refusal:
-                again = examiner.examine("int8", quantize(onnx_model, images, float_ends=True))
-                note = "the first and the last layer are in float32"
-                tried.append(dataclasses.replace(again, candidate=dataclasses.replace(again.candidate, note=note)))
+            tried += examiner.examine_int8(onnx_model, images)
         best = choose_precision(tried, precision)
         files = {MODEL_NAME: best.model, GOLDEN_NAME: golden.to_bytes()}
         candidate = best.candidate

@@ -21,6 +21,7 @@ from manyeyes.recognition.bundle import (
 from manyeyes.recognition.predictor import Predictor
 from manyeyes.recognition.selection import Timing, choose, measure_backends, seconds_per_image, to_dicts
 from manyeyes.training.held_out import Accuracy, Sample, compare_accuracy
+from manyeyes.training.quantize import quantize
 
 # Images of the dataset that both models answer, besides the golden examples.
 NUM_PARITY_IMAGES = 256
@@ -150,6 +151,20 @@ class Examiner:
         return Tried(
             candidate, info, model, seconds=seconds_per_image(timings)[candidate.backend, candidate.num_threads]
         )
+
+    def examine_int8(self, model: bytes, images: np.ndarray) -> list[Tried]:
+        """Quantize `model` by the ranges seen on `images` and examine it; if it is refused, so with float32 ends."""
+        tried: list[Tried] = []
+        for float_ends in (False, True):
+            note = "the first and the last layer are in float32" if float_ends else ""
+            try:
+                found = self.examine("int8", quantize(model, images, float_ends=float_ends))
+            except BundleError as error:
+                found = Tried(Candidate("int8", refusal=str(error)), self._info, b"", error)
+            tried.append(dataclasses.replace(found, candidate=dataclasses.replace(found.candidate, note=note)))
+            if found.error is None:
+                break
+        return tried
 
 
 def _timed(candidate: Candidate, timings: Sequence[Timing]) -> Candidate:

@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from manyeyes.errors import BundleError
 from manyeyes.recognition.bundle import INPUT_NAME
 
 # Enough for the ranges of activations, which are all that is learnt from them.
@@ -30,6 +31,9 @@ def quantize(model: bytes, images: np.ndarray, *, float_ends: bool = False) -> b
         model: a float32 model as `to_onnx` makes it.
         images: uint8 (n, height, width, channels), for the ranges of the activations.
         float_ends: keep the first and the last layer in float32; they are the most sensitive.
+
+    Raises:
+        BundleError: the library can't quantize this model.
     """
     import onnx
     from onnxruntime.quantization import CalibrationMethod, QuantFormat, QuantType, quantize_static
@@ -39,20 +43,23 @@ def quantize(model: bytes, images: np.ndarray, *, float_ends: bool = False) -> b
         warnings.simplefilter("ignore")
         source, prepared, target = (Path(folder) / name for name in ("float32.onnx", "prepared.onnx", "int8.onnx"))
         source.write_bytes(model)
-        # Merges normalisation into convolutions, so that it is not rounded by itself.
-        quant_pre_process(str(source), str(prepared), skip_symbolic_shape=True)
-        heavy = [node.name for node in onnx.load(str(prepared)).graph.node if node.op_type in _HEAVY]
-        quantize_static(
-            str(prepared),
-            str(target),
-            _reader(images),
-            quant_format=QuantFormat.QDQ,
-            per_channel=True,
-            activation_type=QuantType.QUInt8,
-            weight_type=QuantType.QInt8,
-            calibrate_method=CalibrationMethod.MinMax,
-            nodes_to_exclude=[heavy[0], heavy[-1]] if float_ends and heavy else [],
-        )
+        try:
+            # Merges normalisation into convolutions, so that it is not rounded by itself.
+            quant_pre_process(str(source), str(prepared), skip_symbolic_shape=True)
+            heavy = [node.name for node in onnx.load(str(prepared)).graph.node if node.op_type in _HEAVY]
+            quantize_static(
+                str(prepared),
+                str(target),
+                _reader(images),
+                quant_format=QuantFormat.QDQ,
+                per_channel=True,
+                activation_type=QuantType.QUInt8,
+                weight_type=QuantType.QInt8,
+                calibrate_method=CalibrationMethod.MinMax,
+                nodes_to_exclude=[heavy[0], heavy[-1]] if float_ends and heavy else [],
+            )
+        except Exception as error:  # of many kinds, by the operators of the model
+            raise BundleError(f"The model can't be quantized to int8: {error!r}") from error
         return target.read_bytes()
 
 
