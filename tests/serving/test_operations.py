@@ -201,7 +201,7 @@ def test_probes_answer_while_models_are_loaded_and_the_rest_says_when_to_come_ag
 
 @pytest.mark.slow
 def test_memory_stays_flat_over_thousands_of_requests_of_all_kinds(server: Any, images: dict[str, bytes]) -> None:
-    """The ten-minute form of it: benchmarks/serve.py --soak."""
+    """The ten-minute form of it: scripts/soak_serve.py."""
 
     def resident() -> int:
         status = Path(f"/proc/{server.process.pid}/status").read_text()
