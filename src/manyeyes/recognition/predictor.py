@@ -17,7 +17,7 @@ from manyeyes.recognition.bundle import BackendName, Bundle, GoldenExamples, Pre
 from manyeyes.recognition.selection import select_backend, time_calls
 
 # How far a logit may be from the trained model's, as a share of the largest absolute logit (at least 1). Measured:
-# 1e-6 in float32, up to 0.05 in bfloat16, up to 0.2 in int8 (docs/decisions/0060-bundles.md, 0111-precision.md).
+# 1e-6 in float32, up to 0.05 in bfloat16, up to 0.2 in int8 (docs/decisions/, 0060 and 0111).
 LOGIT_TOLERANCE: dict[Precision, float] = {"float32": 1e-4, "bfloat16": 1e-1, "int8": 0.25}
 
 

@@ -1,6 +1,7 @@
 """Which pixels decided: parts of the image are blurred away in turn, and how far the answer falls is put on the map.
 
-Needs no gradients, so it works on every backend and precision. Chosen by measurement (docs/decisions/0112-saliency.md).
+Needs no gradients, so it works on every backend and precision; chosen by measurement:
+docs/decisions/0112-saliency-and-streams.md.
 """
 
 from __future__ import annotations
