@@ -1,4 +1,4 @@
-"""Which pixels decided: parts of the image are blurred away in turn, and how far the answer falls is put on the map.
+"""Which pixels decided: halves of the image are blurred away in many ways, and the share of each part is solved for.
 
 Needs no gradients, so it works on every backend and precision; chosen by measurement:
 docs/decisions/0112-saliency-and-streams.md.
@@ -7,6 +7,7 @@ docs/decisions/0112-saliency-and-streams.md.
 from __future__ import annotations
 
 import functools
+import hashlib
 import time
 import weakref
 
@@ -16,18 +17,23 @@ import numpy as np
 from manyeyes.errors import UsageError
 from manyeyes.recognition.predictor import Predictor
 
-# Windows along a side of the image; each calls for side² answers of the model, in batches that come out even.
-_SIDES = (4, 8, 12)
+# Cells along a side of the map, and answers of the model that it takes: what is solved for needs more than its cells.
+_LEVELS = ((5, 64), (7, 144), (8, 288))
 _BATCH_SIZE = 16
-# Each window is this many times as wide as the way to the next, so that they overlap.
-_OVERLAP = 3
+# Ridge of the least squares, as a share of what the answers weigh: half of the cells are hidden at a time.
+_RIDGE = 0.5
 # The blur that takes detail away, as a share of the longer side. Blur keeps brightness and colour of the surroundings,
 # which a grey patch does not: a patch is a thing by itself, which the model may take for something.
 _BLUR = 1 / 8
 
 
 def saliency(
-    predictor: Predictor, pixels: np.ndarray, label: int | None = None, *, max_seconds: float = 1.0, side: int = 0
+    predictor: Predictor,
+    pixels: np.ndarray,
+    label: int | None = None,
+    *,
+    max_seconds: float = 1.0,
+    level: int | None = None,
 ) -> np.ndarray:
     """Tell how much each pixel of an image contributes to the answer `label`.
 
@@ -36,34 +42,37 @@ def saliency(
     Args:
         pixels: a model input, uint8 (height, width, channels), as of Predictor.preprocess.
         label: the class that is asked about; default: the likeliest.
-        max_seconds: about how long it may take; the number of windows is chosen for it, once for a predictor.
-        side: the number of windows along a side of the image, 4 to 32; default: of 4, 8, 12 as `max_seconds` allows.
+        max_seconds: about how long it may take; the level is chosen for it, once for a predictor.
+        level: 0, 1 or 2: 5 x 5 cells by 64 answers of the model, 7 x 7 by 144, or 8 x 8 by 288.
 
     Returns:
         float32 (height, width) in [0, 1]: 0 where nothing is lost without the pixel, 1 where most is.
 
     Raises:
-        UsageError: the pixels are no model input, there is no such label, or no such side.
+        UsageError: the pixels are no model input, there is no such label, or no such level.
     """
     probabilities = predictor.probabilities(pixels[None])
     label = int(probabilities[0].argmax()) if label is None else label
     if not 0 <= label < probabilities.shape[1]:
         raise UsageError(f"There is no label {label}: the model has {probabilities.shape[1]} classes, from 0 on.")
-    if side and not 4 <= side <= 32:
-        raise UsageError(f"side={side} is not possible. Use 4 to 32 windows along a side.")
+    if level is not None and not 0 <= level < len(_LEVELS):
+        raise UsageError(f"level={level} is not one of {', '.join(map(str, range(len(_LEVELS))))}.")
     height, width = pixels.shape[:2]
-    side = side or _affordable_side(predictor, max_seconds)
-    windows = _windows(side, height, width)
-    blurred = cv2.GaussianBlur(pixels, (0, 0), max(1.0, _BLUR * max(height, width))).reshape(pixels.shape)
-    difference = blurred.astype(np.float32) - pixels
-    whole = _margin(probabilities, label)[0]
-    fall = np.zeros((height, width), np.float32)
-    for start in range(0, len(windows), _BATCH_SIZE):
-        part = windows[start : start + _BATCH_SIZE]
-        batch = np.rint(pixels + part[..., None] * difference).astype(np.uint8)
-        lost = whole - _margin(predictor.probabilities(batch), label)
-        fall += np.tensordot(lost.astype(np.float32), part, axes=1)
-    fall /= windows.sum(axis=0)
+    cells, num_masks = _LEVELS[_affordable_level(predictor, max_seconds) if level is None else level]
+    hidden = _hidden(cells, num_masks)
+    difference = _blurred(pixels).astype(np.float32) - pixels
+    lost = []
+    for start in range(0, num_masks, _BATCH_SIZE):
+        # One after the other: a batch of floats would be larger than the caches.
+        batch = np.stack(
+            [
+                np.rint(pixels + cv2.resize(mask, (width, height))[..., None] * difference).astype(np.uint8)
+                for mask in hidden[start : start + _BATCH_SIZE]
+            ]
+        )
+        lost.append(-_margin(predictor.probabilities(batch), label))
+    weights = _least_squares(hidden.reshape(num_masks, -1), np.concatenate(lost)).reshape(cells, cells)
+    fall = cv2.resize(weights.astype(np.float32), (width, height), interpolation=cv2.INTER_CUBIC)
     np.maximum(fall, 0, out=fall)
     highest = float(fall.max())
     return fall / highest if highest > 0 else fall
@@ -95,28 +104,42 @@ def _margin(probabilities: np.ndarray, label: int) -> np.ndarray:
     return np.log(p) - np.log1p(-p)
 
 
-@functools.lru_cache(maxsize=8)
-def _windows(side: int, height: int, width: int) -> np.ndarray:
-    """Soft windows, float32 (side², height, width): 1 inside, 0 outside."""
-    cells = side + _OVERLAP - 1
-    windows = []
-    for row in range(side):
-        for column in range(side):
-            grid = np.zeros((cells, cells), np.float32)
-            grid[row : row + _OVERLAP, column : column + _OVERLAP] = 1
-            windows.append(cv2.resize(grid, (width, height), interpolation=cv2.INTER_LINEAR))
-    return np.stack(windows)
+def _blurred(pixels: np.ndarray) -> np.ndarray:
+    # A strong blur of a large image is that of a small one, a hundred times as fast.
+    height, width = pixels.shape[:2]
+    scale = min(1.0, 56 / max(height, width))
+    small = cv2.resize(pixels, None, fx=scale, fy=scale, interpolation=cv2.INTER_AREA)
+    soft = cv2.GaussianBlur(small, (0, 0), max(1.0, _BLUR * max(small.shape[:2])))
+    return cv2.resize(soft, (width, height)).reshape(pixels.shape)
+
+
+@functools.lru_cache(maxsize=len(_LEVELS))
+def _hidden(cells: int, num_masks: int) -> np.ndarray:
+    """Which cells are hidden, float32 (num_masks, cells, cells) of 0 and 1: by a hash, and then their opposite."""
+    masks = []
+    for index in range(num_masks // 2):
+        digest = hashlib.sha256(f"{cells} {index}".encode()).digest()
+        bits = np.unpackbits(np.frombuffer(digest, np.uint8))[: cells * cells].reshape(cells, cells)
+        masks += [bits, 1 - bits]
+    return np.stack(masks).astype(np.float32)
+
+
+def _least_squares(hidden: np.ndarray, lost: np.ndarray) -> np.ndarray:
+    """How much is lost by each cell, if what is lost by several is their sum."""
+    centred = hidden - 0.5
+    gram = centred.T @ centred + _RIDGE * len(hidden) / 4 * np.eye(hidden.shape[1])
+    return np.linalg.solve(gram, centred.T @ (lost - lost.mean()))
 
 
 _seconds_per_image: weakref.WeakKeyDictionary[Predictor, float] = weakref.WeakKeyDictionary()
 
 
-def _affordable_side(predictor: Predictor, max_seconds: float) -> int:
+def _affordable_level(predictor: Predictor, max_seconds: float) -> int:
     if predictor not in _seconds_per_image:
         batch = np.zeros((_BATCH_SIZE, *predictor.bundle.info.input_shape), np.uint8)
         predictor.logits(batch)
         started = time.perf_counter()
         predictor.logits(batch)
         _seconds_per_image[predictor] = (time.perf_counter() - started) / _BATCH_SIZE
-    affordable = [side for side in _SIDES if side**2 * _seconds_per_image[predictor] <= max_seconds]
-    return max(affordable, default=_SIDES[0])
+    affordable = [n for n, (_, num) in enumerate(_LEVELS) if num * _seconds_per_image[predictor] <= max_seconds]
+    return max(affordable, default=0)
