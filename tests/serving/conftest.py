@@ -31,15 +31,33 @@ _FLAGS = (
     "--disable-component-update",
     "--disable-sync",
     "--remote-debugging-pipe",
+    "--use-fake-device-for-media-stream",
 )
+# What a page may do wrong without a word to its user.
+_COMPLAINTS = ("Log.entryAdded", "Runtime.exceptionThrown", "Runtime.consoleAPICalled")
 
 
 class Page:
     """One tab of a headless browser, spoken to over its debugging pipe."""
 
-    def __init__(self, send: Any, session: str) -> None:
+    def __init__(self, send: Any, session: str, events: list[dict[str, Any]]) -> None:
         self._send = send
         self._session = session
+        self._events = events
+
+    def complaints(self) -> list[dict[str, Any]]:
+        """What came to the console since the last call: errors, exceptions, violations of the security policy."""
+        self.evaluate("1")  # so that what was said until now has come
+        found = [event["params"] for event in self._events if event["method"] in _COMPLAINTS]
+        self._events.clear()
+        return found
+
+    def requested(self) -> list[str]:
+        """The URLs that were requested since the last call of this or of `complaints`."""
+        self.evaluate("1")
+        found = [event["params"]["request"]["url"] for event in self._events if "request" in event["params"]]
+        self._events.clear()
+        return found
 
     def call(self, method: str, **params: Any) -> dict[str, Any]:
         return self._send(method, params, self._session)
@@ -56,11 +74,22 @@ class Page:
         assert self.evaluate(f"new Promise(resolve => {{ {poll}; {give_up}; }})"), f"never true: {condition}"
 
     def press(self, key: str) -> None:
-        code = {"Tab": 9, "Enter": 13}[key]
-        text = {"Enter": "\r"}.get(key, "")
+        code = {"Tab": 9, "Enter": 13, "Space": 32}[key]
+        text = {"Enter": "\r", "Space": " "}.get(key, "")
         kind = "keyDown" if text else "rawKeyDown"
-        self.call("Input.dispatchKeyEvent", type=kind, key=key, code=key, windowsVirtualKeyCode=code, text=text)
-        self.call("Input.dispatchKeyEvent", type="keyUp", key=key, code=key, windowsVirtualKeyCode=code)
+        names = {"key": " " if key == "Space" else key, "code": key, "windowsVirtualKeyCode": code}
+        self.call("Input.dispatchKeyEvent", type=kind, text=text, **names)
+        self.call("Input.dispatchKeyEvent", type="keyUp", **names)
+
+
+def _write_film(path: Path) -> Path:
+    """What the browser's camera sees, again and again: a second and a half of green, then of blue."""
+    frames = []
+    for colour in ((40, 180, 40), (40, 40, 180)):
+        planes = cv2.cvtColor(np.full((48, 64, 3), colour, np.uint8), cv2.COLOR_RGB2YUV_I420)
+        frames += 15 * [b"FRAME\n" + planes.tobytes()]
+    path.write_bytes(b"YUV4MPEG2 W64 H48 F10:1 Ip A1:1 C420jpeg\n" + b"".join(frames))
+    return path
 
 
 @pytest.fixture(scope="session")
@@ -74,9 +103,10 @@ def page(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Page]:
     from_browser, from_browser_write = os.pipe()
     profile = tmp_path_factory.mktemp("profile")
     # The browser reads commands from descriptor 3 and answers on 4.
+    camera = f"--use-file-for-fake-video-capture={_write_film(profile / 'film.y4m')}"
     shell = f'exec "$0" "$@" 3<&{to_browser_read} 4>&{from_browser_write}'
     process = subprocess.Popen(
-        ["bash", "-c", shell, browser, *_FLAGS, f"--user-data-dir={profile}"],
+        ["bash", "-c", shell, browser, *_FLAGS, camera, f"--user-data-dir={profile}"],
         pass_fds=(to_browser_read, from_browser_write),
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
@@ -85,6 +115,7 @@ def page(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Page]:
     os.close(from_browser_write)
     numbers = itertools.count(1)
     buffer = bytearray()
+    events: list[dict[str, Any]] = []
 
     def send(method: str, params: dict[str, Any], session: str | None = None) -> dict[str, Any]:
         number = next(numbers)
@@ -101,13 +132,15 @@ def page(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Page]:
             if content.get("id") == number:
                 assert "error" not in content, content["error"]
                 return content["result"]
+            if "method" in content:
+                events.append(content)
 
     try:
         target = send("Target.createTarget", {"url": "about:blank"})["targetId"]
         session = send("Target.attachToTarget", {"targetId": target, "flatten": True})["sessionId"]
-        for domain in ("Page", "Runtime", "DOM"):
+        for domain in ("Page", "Runtime", "DOM", "Log", "Network", "Accessibility"):
             send(f"{domain}.enable", {}, session)
-        yield Page(send, session)
+        yield Page(send, session, events)
     finally:
         process.terminate()
         process.wait(timeout=60)
