@@ -24,7 +24,7 @@ case $command in
         ;;
 esac
 # shellcheck disable=SC2086  # options are meant to be split
-exec "${JAVA_HOME:+$JAVA_HOME/bin/}java" -Xmx256m -XX:+UseSerialGC -XX:TieredStopAtLevel=1 -Xshare:auto \
+exec "${JAVA_HOME:+$JAVA_HOME/bin/}java" "@$home/conf/archive.args" -Xmx256m -XX:+UseSerialGC -XX:TieredStopAtLevel=1 \
     --add-opens=java.base/java.lang=ALL-UNNAMED $HADOOP_CLIENT_OPTS \
-    -cp "$HADOOP_CONF_DIR:$home/share/hadoop/common/lib/*:$home/share/hadoop/tools/lib/*${HADOOP_CLASSPATH:+:$HADOOP_CLASSPATH}" \
+    -cp "$(cat "$home/conf/jars"):$HADOOP_CONF_DIR${HADOOP_CLASSPATH:+:$HADOOP_CLASSPATH}" \
     "$class" "$@"

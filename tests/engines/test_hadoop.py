@@ -329,6 +329,18 @@ def test_an_unknown_setting_is_refused():
         create_engine("hadoop", 1, {"num_threads": 0})
 
 
+def test_java_of_the_minicluster_starts_with_archived_classes(cluster):
+    # Another process of this test run may be making the archive.
+    archive = Path((cluster.directory / "conf" / "archive.args").read_text().split('"')[1].partition("=")[2])
+    wait_until(archive.exists, 180)
+    options = [f"@{cluster.directory}/conf/{name}.args" for name in ("archive", "class-path")]
+    # Java refuses where it would otherwise do without: with other jars, or a class path in another order.
+    command = ["java", *options, "-Xshare:on", "org.apache.hadoop.util.VersionInfo"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout
+    assert done.stdout.startswith("Hadoop 3.")
+
+
 def running_jobs() -> list[Any]:
     """The applications that YARN runs."""
     address = find_installation().properties["yarn.resourcemanager.webapp.address"]
