@@ -346,3 +346,24 @@ def test_a_model_that_cannot_be_quantized_is_said_so_and_auto_goes_on_without_in
         export(small_run, str(tmp_path / "b"), precision="int8")
     assert list(tmp_path.iterdir()) == []
     assert export(small_run, str(tmp_path / "b"), precision="auto").precision != "int8"
+
+
+def test_the_command_prints_speed_and_accuracy_of_every_precision_and_what_the_sample_can_show(
+    small_run: str, tmp_path: Path
+) -> None:
+    from typer.testing import CliRunner
+
+    from manyeyes.cli.main import app
+
+    for precision in ("float32", "int8", "auto"):
+        arguments = ["export", small_run, str(tmp_path / precision), "--precision", precision]
+        done = CliRunner().invoke(app, arguments, env={"COLUMNS": "200", "TERM": "dumb"})
+        assert done.exit_code == 0, done.output
+        assert "ms, one image" in done.output
+        assert "right on val" in done.output
+        assert f"Accuracy in {'' if precision == 'auto' else precision}" in done.output
+        assert done.output.count("served") == 1
+        for each in {"float32"} | {"float32": set(), "int8": {"int8"}, "auto": {"bfloat16", "int8"}}[precision]:
+            assert each in done.output
+        if precision == "int8":
+            assert "more images than 45 would be needed" in done.output

@@ -18,7 +18,7 @@ from manyeyes.errors import UsageError
 from manyeyes.recognition.predictor import Predictor
 
 # Cells along a side of the map, and answers of the model that it takes: what is solved for needs more than its cells.
-_LEVELS = ((5, 64), (7, 144), (8, 288))
+_LEVELS = ((4, 32), (5, 64), (7, 144), (8, 288))
 _BATCH_SIZE = 16
 # Ridge of the least squares, as a share of what the answers weigh: half of the cells are hidden at a time.
 _RIDGE = 0.5
@@ -43,7 +43,7 @@ def saliency(
         pixels: a model input, uint8 (height, width, channels), as of Predictor.preprocess.
         label: the class that is asked about; default: the likeliest.
         max_seconds: about how long it may take; the level is chosen for it, once for a predictor.
-        level: 0, 1 or 2: 5 x 5 cells by 64 answers of the model, 7 x 7 by 144, or 8 x 8 by 288.
+        level: 0 to 3: 4 x 4 cells by 32 answers of the model, 5 x 5 by 64, 7 x 7 by 144, or 8 x 8 by 288.
 
     Returns:
         float32 (height, width) in [0, 1]: 0 where nothing is lost without the pixel, 1 where most is.
