@@ -173,7 +173,11 @@ def test_while_one_thread_runs_the_model_others_prepare() -> None:
         ([(1, 1.0), (2, 2.0), (4, 4.0)], 1),
         ([(1, 1.0), (2, 1.1), (4, 1.3), (8, 2.6), (16, 5.2)], 4),
         ([(1, 1.0), (2, 1.0), (4, 1.0)], 4),
+        ([(1, 0.001), (2, 0.002), (4, 0.004), (8, 0.008)], 4),
+        ([(1, 0.0002), (2, 0.0003), (64, 0.004)], 2),
     ],
 )
-def test_the_cap_is_the_smallest_batch_that_is_nearly_the_fastest(curve: list[tuple[int, float]], size: int) -> None:
+def test_the_cap_is_what_is_over_soon_or_the_smallest_batch_that_is_nearly_the_fastest(
+    curve: list[tuple[int, float]], size: int
+) -> None:
     assert choose_batch_size(curve) == size

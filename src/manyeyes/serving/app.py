@@ -39,7 +39,7 @@ _PAGE_HEADERS = (
 _HTML = b"text/html; charset=utf-8"
 _RETRY_AFTER = b"retry-after: 1\r\n"
 # A body that says it is something else than an image. (What curl says of --data-binary unless told is let pass.)
-_REFUSED_CONTENT_TYPES = (b"application/json", b"text/")
+_REFUSED_CONTENT_TYPES = (b"application/json", b"text/", b"multipart/")
 
 
 class App(Application):
@@ -438,17 +438,15 @@ class App(Application):
         return _json(failure.to_dict(), failure.status, (("retry-after", "1"),) if failure.status == 503 else ())
 
     def _check_body_type(self, request: Request, route: Route) -> Response | None:
-        if request.headers.get(b"content-encoding", b"identity").lower() != b"identity":
+        headers = request.headers
+        if b"content-encoding" in headers and headers[b"content-encoding"].lower() != b"identity":
             return self.refusal(415, "unsupported_format", "send the body without Content-Encoding")
-        content_type = request.headers.get(b"content-type", b"").lower()
-        takes_json = "application/json" in route.body if route.body else False
-        if takes_json:
+        assert route.body is not None
+        if "application/json" in route.body:
             return None
-        takes_form = route.body is not None and "multipart/form-data" in route.body
-        is_form = content_type.startswith(b"multipart/")
-        if content_type.startswith(_REFUSED_CONTENT_TYPES) or (
-            is_form and not (takes_form and content_type.startswith(b"multipart/form-data"))
-        ):
+        content_type = headers.get(b"content-type", b"").lower()
+        is_form = content_type.startswith(b"multipart/form-data") and "multipart/form-data" in route.body
+        if content_type.startswith(_REFUSED_CONTENT_TYPES) and not is_form:
             shown = content_type[:60].decode("latin-1")
             return self.refusal(415, "unsupported_format", f"the body is {shown}; send the bytes of the image alone")
         return None

@@ -21,16 +21,23 @@ _log = logging.getLogger(__name__)
 _STOP = object()
 # Of the best throughput that the curve shows; what a larger batch gains beyond it costs latency.
 _ENOUGH_OF_THE_BEST = 0.95
+# A batch that is over so soon makes nobody wait; what surrounds the call is then paid for by more images.
+_SOON_SECONDS = 0.005
 
 
-def choose_batch_size(latency_curve: Sequence[tuple[int, float]]) -> int:
-    """Return the smallest batch size whose throughput is within 5 % of the best.
+def choose_batch_size(latency_curve: Sequence[tuple[int, float]], max_batch_size: int = 32) -> int:
+    """Return the cap for batches of a model.
+
+    It is the largest size that takes up to 5 ms, or where it is larger the smallest one that gives 95 % of the best
+    throughput.
 
     Args:
         latency_curve: (batch size, seconds of one call), measured.
     """
-    best = max(size / seconds for size, seconds in latency_curve)
-    return min(size for size, seconds in latency_curve if size / seconds >= _ENOUGH_OF_THE_BEST * best)
+    curve = [point for point in latency_curve if point[0] <= max_batch_size]
+    best = max(size / seconds for size, seconds in curve)
+    worthwhile = min(size for size, seconds in curve if size / seconds >= _ENOUGH_OF_THE_BEST * best)
+    return max([worthwhile, *(size for size, seconds in curve if seconds <= _SOON_SECONDS)])
 
 
 class Batcher(Generic[Item, Prepared]):

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import email.utils
 import http
+import itertools
 import logging
 import os
 import re
@@ -34,6 +35,9 @@ _SWEEP_SECONDS = 0.5
 _LINGER_SECONDS = 2.0
 _MAX_DISCARDED_BYTES = 8 * 1024 * 1024
 _SANE_ID = re.compile(rb"[A-Za-z0-9._:/+=@-]{1,128}")
+# Ids that are made here: drawn for the process, then counted.
+_ID_PREFIX = os.urandom(4).hex().encode()
+_ids = itertools.count()
 JSON = b"application/json"
 
 
@@ -101,7 +105,7 @@ class Request:
         self.started = time.perf_counter()
         given = headers.get(b"x-request-id")
         self.has_own_id = given is not None and _SANE_ID.fullmatch(given) is not None
-        self.id = given if given is not None and self.has_own_id else os.urandom(8).hex().encode()
+        self.id = given if given is not None and self.has_own_id else b"%s%08x" % (_ID_PREFIX, next(_ids))
 
     @property
     def gone(self) -> bool:

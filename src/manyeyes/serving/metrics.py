@@ -6,12 +6,14 @@ batch is counted at once (figures: docs/decisions/0110-serving.md).
 
 from __future__ import annotations
 
-from bisect import bisect_left
 from collections.abc import Callable, Iterable, Iterator, Sequence
+
+import numpy as np
 
 CONTENT_TYPE = b"text/plain; version=0.0.4; charset=utf-8"
 Labels = tuple[str, ...]
 
+_MAX_FRESH = 512
 _SECONDS = (0.0001, 0.0002, 0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0)
 _SIZES = (1, 2, 4, 8, 16, 32, 64)
 _BRIGHTNESS = tuple(range(16, 256, 16))
@@ -66,23 +68,35 @@ class Histogram:
         self.help_text = help_text
         self.labels = tuple(labels)
         self._bounds = tuple(bounds)
-        self._counts: dict[Labels, list[int]] = {}
+        self._counts: dict[Labels, np.ndarray] = {}
         self._sums: dict[Labels, float] = {}
+        # Values that are not sorted into buckets yet: many at once cost a tenth of one by one.
+        self._fresh: dict[Labels, list[float]] = {}
 
     def observe(self, labels: Labels, value: float) -> None:
         """Count one value."""
-        counts = self._counts.get(labels)
-        if counts is None:
-            counts = self._counts[labels] = [0] * (len(self._bounds) + 1)
+        fresh = self._fresh.get(labels)
+        if fresh is None:
+            fresh = self._fresh[labels] = []
+            self._counts[labels] = np.zeros(len(self._bounds) + 1, np.int64)
             self._sums[labels] = 0.0
-        counts[bisect_left(self._bounds, value)] += 1
-        self._sums[labels] += value
+        fresh.append(value)
+        if len(fresh) >= _MAX_FRESH:
+            self._sort(labels)
+
+    def _sort(self, labels: Labels) -> None:
+        values = np.array(self._fresh[labels], np.float64)
+        self._fresh[labels].clear()
+        buckets = np.searchsorted(self._bounds, values, side="left")
+        self._counts[labels] += np.bincount(buckets, minlength=len(self._bounds) + 1)
+        self._sums[labels] += float(values.sum())
 
     def samples(self) -> Iterator[tuple[str, Labels, Sequence[str], float]]:
         """See Counter."""
-        for values, counts in list(self._counts.items()):
+        for values in list(self._counts):
+            self._sort(values)
             total = 0
-            for bound, count in zip((*self._bounds, float("inf")), counts, strict=True):
+            for bound, count in zip((*self._bounds, float("inf")), self._counts[values].tolist(), strict=True):
                 total += count
                 shown = "+Inf" if bound == float("inf") else f"{bound:g}"
                 yield f"{self.name}_bucket", (*values, shown), (*self.labels, "le"), total

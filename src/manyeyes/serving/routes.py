@@ -11,9 +11,7 @@ _IMAGE_TYPES = ("image/jpeg", "image/png", "image/webp", "image/bmp", "image/tif
 _BINARY = {"schema": {"type": "string", "format": "binary"}}
 _FORM_SCHEMA = {
     "type": "object",
-    "properties": {
-        "image": {"type": "array", "items": {"type": "string", "format": "binary"}, "minItems": 1}
-    },
+    "properties": {"image": {"type": "array", "items": {"type": "string", "format": "binary"}, "minItems": 1}},
     "required": ["image"],
 }
 IMAGE_BODY = dict.fromkeys((*_IMAGE_TYPES, "application/octet-stream"), _BINARY)
