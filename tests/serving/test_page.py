@@ -215,7 +215,8 @@ def test_while_the_server_is_busy_the_page_says_so_and_comes_again(opened: Any, 
         for other in others:
             other.join()
     assert opened.evaluate("notices[0]") == "The server is busy. Trying again in 1 second …"
-    _wait_visible(opened, "overlay")
+    opened.wait_for("!document.getElementById('overlay').hidden || !document.getElementById('problem').hidden")
+    assert opened.evaluate("document.getElementById('problem').hidden"), _text(opened, "problem")
     assert opened.evaluate("document.getElementById('notice').hidden")
 
 
@@ -381,18 +382,19 @@ def test_a_narrow_screen_needs_no_scrolling_sideways(opened: Any, red_jpeg: Path
 
 
 @pytest.fixture(scope="module")
-def guarded(
-    start_server: Callable[..., Any],
-    variant: Callable[..., Path],
-    small_bundle: str,
-    tmp_path_factory: pytest.TempPathFactory,
-) -> Any:
-    """A server that wants a token, with two versions of one model and a model of 1,000 classes."""
+def folder(variant: Callable[..., Path], small_bundle: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two versions of one model and a model of 1,000 classes."""
     folder = tmp_path_factory.mktemp("models")
     variant(folder / "colours" / "1")
     variant(folder / "colours" / "2", reverse=True)
     _write_wide_bundle(small_bundle, folder / "species" / "1")
-    return start_server(models=folder, MANYEYES_TOKEN="open sesame")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def guarded(start_server: Callable[..., Any], folder: Path) -> Any:
+    """A server that wants a token."""
+    return start_server("--poll", "0.2", models=folder, MANYEYES_TOKEN="open sesame")
 
 
 def _write_wide_bundle(source: str, target: Path, num_classes: int = 1000) -> None:
@@ -472,4 +474,21 @@ def test_models_and_versions_can_be_chosen_and_their_cards_read(page: Any, guard
     page.call("Input.insertText", text="12 Moth")
     page.wait_for("document.getElementById('names').children.length === 20")
     assert _text(page, "count") == "20 of 1,000 classes"
+    page.evaluate("sessionStorage.clear()")
+
+
+def test_when_the_server_takes_up_a_new_version_the_page_shows_its_card(
+    page: Any, guarded: Any, folder: Path, variant: Callable[..., Path], tmp_path: Path, red_jpeg: Path
+) -> None:
+    _open(page, guarded.url)
+    _enter_token(page, "open sesame")
+    _wait_visible(page, "about")
+    variant(tmp_path / "new").rename(folder / "colours" / "3")
+    deadline = time.monotonic() + 30
+    while not _text(page, "facts").startswith("Version3"):
+        assert time.monotonic() < deadline, "the card is still the old one's"
+        page.evaluate("document.getElementById('result').hidden = true")
+        _answer(page, red_jpeg)
+        time.sleep(0.2)
+    assert "colours, version 3" in _text(page, "models")
     page.evaluate("sessionStorage.clear()")
