@@ -3,6 +3,7 @@ from __future__ import annotations
 import contextlib
 import io
 import struct
+import time
 import zlib
 from collections.abc import Callable
 
@@ -307,3 +308,25 @@ def test_inspection_refuses_what_decoding_refuses(samples: dict[str, bytes], pho
         with pytest.raises(ImageError) as caught:
             inspect(damaged)
         assert caught.value.reason == reason_of(damaged)
+
+
+@pytest.mark.parametrize(
+    "encoded",
+    [
+        b"\xff\xd8" + b"\xff" * (8 << 20),
+        b"\xff\xd8" + b"\xff\xe0\x00\x02" * (2 << 20),
+        b"\x89PNG\r\n\x1a\n"
+        + png_chunk(b"IHDR", bytes([0, 0, 0, 8] * 2 + [8, 0, 0, 0, 0]))
+        + png_chunk(b"teXt", b"") * 500_000,
+        b"GIF89a\1\0\1\0\0\0\0!\xfe" + b"\1a" * (4 << 20),
+        b"GIF89a\1\0\1\0\0\0\0" + b"!\xfe\0" * (2 << 20),
+        b"RIFF\x16\0\x80\0WEBPVP8X\x0a\0\0\0" + bytes(10) + b"JUNK\0\0\0\0" * (1 << 20),
+    ],
+    ids=["JPEG fill bytes", "JPEG segments", "PNG chunks", "GIF blocks", "GIF extensions", "WebP chunks"],
+)
+def test_millions_of_tiny_parts_are_refused_instead_of_walked_through(encoded: bytes) -> None:
+    started = time.process_time()
+    with pytest.raises(ImageError, match="more than"):
+        decode(encoded)
+    # Walking through them takes 2 to 5 seconds.
+    assert time.process_time() - started < 1

@@ -45,6 +45,9 @@ _NOT_DECODED = (
 _BMP_HEADER_BYTES = (12, 40, 52, 56, 64, 108, 124)
 # Real progressive files have about ten scans; each costs a pass over the whole image.
 _MAX_JPEG_SCANS = 500
+# Real files have some hundreds of parts (a GIF one per 255 bytes); one of nothing but tiny parts would take seconds.
+_MAX_PARTS = 20_000
+_MIN_GIF_BLOCK_BYTES = 32
 
 
 @dataclass(frozen=True)
@@ -110,7 +113,7 @@ def _format_of(encoded: bytes) -> str:
 def _jpeg_segments(encoded: bytes) -> Iterator[tuple[int, int, int]]:
     """(marker, first byte, end) of the payload of each segment, up to the first scan."""
     position = 2
-    while True:
+    for _ in range(_MAX_PARTS):
         prefix, marker = unpack(">BB", encoded, position)
         if prefix != 0xFF:
             raise ImageError(Reason.CORRUPT, f"no JPEG marker at byte {position}")
@@ -128,6 +131,7 @@ def _jpeg_segments(encoded: bytes) -> Iterator[tuple[int, int, int]]:
         if marker == 0xDA:
             return
         position = end
+    raise ImageError(Reason.CORRUPT, f"JPEG with more than {_MAX_PARTS} segments")
 
 
 def _jpeg_size(encoded: bytes) -> tuple[int, int]:
@@ -182,7 +186,11 @@ def _png_size(encoded: bytes) -> tuple[int, int]:
 def _verify_png(encoded: bytes) -> int:
     position, orientation, kind = 8, 1, b""
     data = memoryview(encoded)
+    num_chunks = 0
     while kind != b"IEND":
+        num_chunks += 1
+        if num_chunks > _MAX_PARTS + len(encoded) // 1024:
+            raise ImageError(Reason.CORRUPT, f"PNG with more than {num_chunks - 1} chunks")
         length, kind = unpack(">I4s", encoded, position)
         end = position + 8 + length
         need(encoded, end + 4, "a PNG chunk")
@@ -217,7 +225,8 @@ def _gif_size(encoded: bytes) -> tuple[int, int]:
 
 def _verify_gif(encoded: bytes) -> int:
     position = 13 + _gif_colour_table_bytes(unpack("<B", encoded, 10)[0])
-    num_frames = 0
+    num_frames = num_blocks = 0
+    max_blocks = _MAX_PARTS + len(encoded) // _MIN_GIF_BLOCK_BYTES
     while True:
         (block,) = unpack("<B", encoded, position)
         if block == 0x3B:
@@ -230,9 +239,13 @@ def _verify_gif(encoded: bytes) -> int:
             num_frames += 1
         else:
             raise ImageError(Reason.CORRUPT, f"GIF block of unknown kind {block} at byte {position}")
-        while (length := unpack("<B", encoded, position)[0]) != 0:
+        length = -1
+        while length != 0:
+            (length,) = unpack("<B", encoded, position)
             position += 1 + length
-        position += 1
+            num_blocks += 1
+            if num_blocks > max_blocks:
+                raise ImageError(Reason.CORRUPT, f"GIF with more than {max_blocks} blocks")
     if not num_frames:
         raise ImageError(Reason.CORRUPT, "GIF without a frame")
     return 1
@@ -295,7 +308,11 @@ def _verify_webp(encoded: bytes) -> int:
     end_of_file = 8 + unpack("<I", encoded, 4)[0]
     need(encoded, end_of_file, "a WebP")
     position, orientation = 12, 1
+    num_chunks = 0
     while position < end_of_file:
+        num_chunks += 1
+        if num_chunks > _MAX_PARTS:
+            raise ImageError(Reason.CORRUPT, f"WebP with more than {_MAX_PARTS} chunks")
         kind, length = unpack("<4sI", encoded, position)
         end = position + 8 + length
         if end > end_of_file:
