@@ -208,16 +208,19 @@ def test_while_the_server_is_busy_the_page_says_so_and_comes_again(opened: Any, 
         deadline = time.monotonic() + 30
         while not opened.evaluate("notices.length"):
             assert time.monotonic() < deadline, "the server was never busy"
-            opened.evaluate("var box = document.getElementById('explain'); box.checked = true; box.onchange()")
+            opened.evaluate("var box = document.getElementById('explain'); box.checked = true; void box.onchange()")
             time.sleep(0.2)
     finally:
         stopped.set()
         for other in others:
             other.join()
     assert opened.evaluate("notices[0]") == "The server is busy. Trying again in 1 second …"
-    opened.wait_for("!document.getElementById('overlay').hidden || !document.getElementById('problem').hidden")
+    opened.wait_for(
+        "document.getElementById('notice').hidden"
+        " && (!document.getElementById('overlay').hidden || !document.getElementById('problem').hidden)"
+    )
     assert opened.evaluate("document.getElementById('problem').hidden"), _text(opened, "problem")
-    assert opened.evaluate("document.getElementById('notice').hidden")
+    assert not opened.evaluate("document.getElementById('overlay').hidden")
 
 
 @pytest.fixture
