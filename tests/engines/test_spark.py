@@ -45,6 +45,7 @@ class TestSparkLocal(EngineContract, LazyContract, WorkerProcessContract, GangCo
         return {"master": "local[2]"}
 
 
+@pytest.mark.slow
 class TestSparkStandalone(EngineContract, LazyContract, WorkerProcessContract, GangContract):
     engine_name = "spark"
     knows_signals = False
@@ -82,12 +83,14 @@ def bare_python(tmp_path_factory) -> str:
     return str(folder / "bin" / "python")
 
 
+@pytest.mark.slow
 def test_executors_without_manyeyes_say_what_to_do(spark_cluster, bare_python):
     engine = create_engine("spark", 2, {"master": spark_cluster.master, "python": bare_python})
     with pytest.raises(EngineError, match=r"Manyeyes is not installed .* Add --ship-env"):
         engine.map(abs, [-1])
 
 
+@pytest.mark.slow
 def test_a_shipped_environment_ingests_and_predicts_on_bare_executors(
     spark_cluster, bare_python, small_dataset, small_bundle, tmp_path
 ):
@@ -106,6 +109,7 @@ def test_a_shipped_environment_ingests_and_predicts_on_bare_executors(
     assert ingested.num_written == 12
 
 
+@pytest.mark.slow
 def test_an_executor_killed_in_the_middle_of_a_map_changes_no_result(spark_cluster):
     engine = create_engine("spark", 2, {"master": spark_cluster.master, "executor_memory": "512m"})
     killed = []
