@@ -34,3 +34,18 @@ def test_help_loads_no_heavy_library(arguments):
         "try:\n    manyeyes.cli.main.run()\nexcept SystemExit as end:\n    assert not end.code, end.code"
     )
     assert heavy_modules_after(code) == "LOADED []"
+
+
+def test_a_worker_of_training_loads_nothing_that_keras_loads_for_others_and_a_task_may_still():
+    code = (
+        "import os\n"
+        "from manyeyes.engines.base import THREADS_VARIABLE\n"
+        "from manyeyes.training import backend\n"
+        "os.environ[THREADS_VARIABLE] = '1'\n"
+        "backend.prepare(0)\n"
+        "assert 'keras' in sys.modules\n"
+        "print([name for name in ('pandas', 'sklearn', 'matplotlib') if name in sys.modules])\n"
+        "import pandas, sklearn, matplotlib"
+    )
+    done = subprocess.run([sys.executable, "-c", f"import sys\n{code}"], capture_output=True, text=True, check=True)
+    assert done.stdout == "[]\n"
