@@ -13,7 +13,7 @@ import httpx
 import pytest
 
 from manyeyes import storage
-from manyeyes.errors import ConfigError, UsageError
+from manyeyes.errors import BundleError, ConfigError
 from manyeyes.recognition.bundle import Bundle
 from manyeyes.serving.folder import find_bundles, newest_first, read_settings
 
@@ -214,7 +214,7 @@ def test_newer_versions_have_larger_numbers() -> None:
 
 
 def test_a_folder_without_anything_to_serve_says_so(tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match="nothing to serve"):
+    with pytest.raises(BundleError, match="no bundle"):
         find_bundles(str(tmp_path / "missing"))
     assert find_bundles(str(tmp_path)) == {}
     (tmp_path / "serving.toml").write_text("[models.a]\ncanary_weight = 2.0")

@@ -123,6 +123,12 @@ def test_a_wrong_length_of_the_json_part_is_a_400(client: Any, length: str) -> N
     assert client.post("/v2/models/cnn/infer", content=b'{"inputs": []}', headers=headers).status_code == 400
 
 
+def test_tensors_that_are_too_long_as_json_are_refused_unparsed(client: Any) -> None:
+    response = client.post("/v2/models/cnn/infer", content=b"[" * 5_000_000)
+    assert (response.status_code, response.json()["reason"]) == (413, "too_many_bytes")
+    assert "as bytes" in response.json()["detail"]
+
+
 def test_no_images_give_no_answers(client: Any) -> None:
     empty = {"inputs": [{"name": "encoded", "shape": [0], "datatype": "BYTES", "data": []}]}
     answer = client.post("/v2/models/cnn/infer", content=json.dumps(empty))

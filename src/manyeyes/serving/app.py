@@ -11,14 +11,13 @@ import time
 from collections.abc import Callable, Coroutine
 from typing import Any
 
-import multipart
-
 import manyeyes
 from manyeyes.serving import docs_page, metrics, openapi, pictures, v2
 from manyeyes.serving.catalog import Catalog, Choice
-from manyeyes.serving.http import Application, Request, Response, header_lines
+from manyeyes.serving.forms import read_form
 from manyeyes.serving.jobs import OVERLOADED, Failure, Job
 from manyeyes.serving.limits import check_image, cors_headers, has_token
+from manyeyes.serving.messages import Application, Request, Response, header_lines
 from manyeyes.serving.metrics import Metrics
 from manyeyes.serving.models import Model
 from manyeyes.serving.parameters import Parameters, read_parameters
@@ -37,7 +36,6 @@ _PAGE_HEADERS = (
     ("referrer-policy", "no-referrer"),
 )
 _HTML = b"text/html; charset=utf-8"
-_RETRY_AFTER = b"retry-after: 1\r\n"
 # A body that says it is something else than an image. (What curl says of --data-binary unless told is let pass.)
 _REFUSED_CONTENT_TYPES = (b"application/json", b"text/", b"multipart/")
 
@@ -197,7 +195,7 @@ class App(Application):
             self._ask_shadow(choice.shadow, encoded, job.label)
 
     async def _recognize_form(self, request: Request, parameters: Parameters) -> Response:
-        images = await asyncio.to_thread(_read_form, request.header(b"content-type"), request.body, self.settings)
+        images = await asyncio.to_thread(read_form, request.header(b"content-type"), request.body, self.settings)
         if isinstance(images, Failure):
             return self._to_response(images)
         choice = self.choose(request, parameters)
@@ -464,37 +462,6 @@ def _preflight(methods: dict[bytes, Route]) -> Response:
             ("access-control-max-age", "600"),
         ),
     )
-
-
-def _read_form(content_type: str, body: bytes, settings: ServeSettings) -> list[bytes] | Failure:
-    """The files of a form, in order."""
-    wrong = "The request can't be answered"
-    _, options = multipart.parse_options_header(content_type)
-    boundary = options.get("boundary", "")
-    if not boundary:
-        return Failure(400, wrong, "bad_request", "the form has no boundary")
-    images: list[bytes] = []
-    chunks: list[bytes] = []
-    is_image = False
-    try:
-        with multipart.PushMultipartParser(
-            boundary, content_length=len(body), max_segment_count=settings.max_images
-        ) as parser:
-            for event in parser.parse(body):
-                if isinstance(event, multipart.MultipartSegment):
-                    is_image = event.name == "image"
-                elif event is not None:
-                    chunks.append(bytes(event))
-                elif is_image:
-                    images.append(b"".join(chunks))
-                    chunks = []
-    except multipart.MultipartError as error:
-        limit = isinstance(error, multipart.ParserLimitReached)
-        detail = f"more than {settings.max_images} parts, or too long headers" if limit else f"this is no form: {error}"
-        return Failure(413 if limit else 400, wrong, "too_many_images" if limit else "bad_request", detail[:200])
-    if not images:
-        return Failure(400, wrong, "empty", "the form has no part of the name image")
-    return images
 
 
 @functools.lru_cache(maxsize=256)

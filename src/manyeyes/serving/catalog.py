@@ -9,7 +9,7 @@ import zlib
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 
-from manyeyes.errors import ManyeyesError
+from manyeyes.errors import BundleError, ManyeyesError
 from manyeyes.serving.folder import (
     FolderSettings,
     FoundBundle,
@@ -122,7 +122,7 @@ class Catalog:
         """Look at what lies there; load what is new, and only then let go of what has been replaced.
 
         Raises:
-            ManyeyesError: there is nothing that can be served.
+            ManyeyesError: there is nothing that can be served, or the settings can't be read.
         """
         found = await asyncio.to_thread(self._look)
         for name, versions in found.items():
@@ -134,7 +134,9 @@ class Catalog:
                 kept += await self._bring(key, bundle)
         await self._swap(self._wanted(found))
         if not self.models:
-            raise ManyeyesError(f"There is no model at {self._uri} that can be served.")
+            raise BundleError(
+                f"{self._uri} holds no model that can be served. Give a bundle, or a folder with NAME/VERSION/bundle.json."
+            )
 
     async def close(self) -> None:
         """Let all models finish."""

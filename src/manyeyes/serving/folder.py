@@ -13,7 +13,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
 from manyeyes import config, storage
-from manyeyes.errors import ConfigError, UsageError
+from manyeyes.errors import BundleError, ConfigError
 from manyeyes.recognition.bundle import INFO_NAME
 
 SETTINGS_NAME = "serving.toml"
@@ -84,7 +84,7 @@ def find_bundles(uri: str) -> dict[str, dict[str, FoundBundle]]:
     What has no bundle.json (yet) is passed over, and so are names that could not stand in a URL.
 
     Raises:
-        UsageError: there is no such folder.
+        BundleError: there is no such folder.
         OSError: the storage fails.
     """
     try:
@@ -97,8 +97,9 @@ def find_bundles(uri: str) -> dict[str, dict[str, FoundBundle]]:
             for name in _directories(uri)
         }
     except (FileNotFoundError, NotADirectoryError):
-        raise UsageError(
-            f"There is nothing to serve at {uri}. Give a bundle, or a folder with NAME/VERSION/{INFO_NAME}."
+        raise BundleError(
+            f"There is no bundle at {uri}, and no folder with NAME/VERSION/{INFO_NAME}. "
+            f"Make one with: manyeyes export RUN {uri}"
         ) from None
 
 

@@ -9,20 +9,15 @@ from __future__ import annotations
 import asyncio
 import email.utils
 import http
-import itertools
 import logging
-import os
-import re
 import ssl
-import time
-import urllib.parse
 from collections import deque
-from collections.abc import Callable, Coroutine, Iterable
-from dataclasses import dataclass
+from collections.abc import Coroutine
 from typing import Any
 
 import httptools
 
+from manyeyes.serving.messages import Application, Request, Response, header_lines
 from manyeyes.serving.settings import ServeSettings
 
 _log = logging.getLogger(__name__)
@@ -34,119 +29,6 @@ _SWEEP_SECONDS = 0.5
 # After an answer to a request that was not read to its end, for the client to see the answer before the reset.
 _LINGER_SECONDS = 2.0
 _MAX_DISCARDED_BYTES = 8 * 1024 * 1024
-_SANE_ID = re.compile(rb"[A-Za-z0-9._:/+=@-]{1,128}")
-# Ids that are made here: drawn for the process, then counted.
-_ID_PREFIX = os.urandom(4).hex().encode()
-_ids = itertools.count()
-JSON = b"application/json"
-
-
-@dataclass(frozen=True)
-class Response:
-    """What goes back."""
-
-    status: int
-    body: bytes = b""
-    content_type: bytes = JSON
-    headers: tuple[tuple[str, str], ...] = ()
-
-
-class Request:
-    """A request whose head has been read.
-
-    Attributes:
-        method, path, query: as sent; the path without the query, still percent-encoded.
-        headers: by lower-case name.
-        body: complete when the handler is called.
-        id: X-Request-Id if it was a sane one, else made here; `has_own_id` says which.
-        label: of the route, for metrics; set by the application.
-        extra: header lines of the answer; set by the application.
-        gone: the client has left.
-        on_gone: called when it leaves before it is answered.
-        started: time.perf_counter() when its head was read.
-    """
-
-    __slots__ = (
-        "body",
-        "chunks",
-        "connection",
-        "extra",
-        "handler",
-        "has_own_id",
-        "headers",
-        "id",
-        "keep_alive",
-        "label",
-        "method",
-        "on_gone",
-        "path",
-        "path_parameters",
-        "query",
-        "refusal",
-        "size_bytes",
-        "started",
-    )
-
-    def __init__(self, connection: Connection, method: bytes, target: bytes, headers: dict[bytes, bytes]) -> None:
-        self.connection = connection
-        self.method = method
-        self.path, _, self.query = target.partition(b"?")
-        self.headers = headers
-        self.chunks: list[bytes] = []
-        self.size_bytes = 0
-        self.body = b""
-        self.keep_alive = True
-        self.refusal: Response | None = None
-        self.handler: Any = None
-        self.path_parameters: dict[str, str] = {}
-        self.label = ""
-        self.extra = b""
-        self.on_gone: Callable[[], None] | None = None
-        self.started = time.perf_counter()
-        given = headers.get(b"x-request-id")
-        self.has_own_id = given is not None and _SANE_ID.fullmatch(given) is not None
-        self.id = given if given is not None and self.has_own_id else b"%s%08x" % (_ID_PREFIX, next(_ids))
-
-    @property
-    def gone(self) -> bool:
-        """The client has left."""
-        return self.connection.active is not self
-
-    def query_parameters(self) -> dict[str, list[str]]:
-        """The query, decoded."""
-        return urllib.parse.parse_qs(self.query.decode("latin-1"), keep_blank_values=True)
-
-    def header(self, name: bytes) -> str:
-        """A header as text, "" if it is not there."""
-        return self.headers.get(name, b"").decode("latin-1")
-
-    def respond(self, status: int, body: bytes, content_type: bytes = JSON, extra: bytes = b"") -> None:
-        """Send the answer; `extra` are header lines."""
-        self.connection.respond(self, status, body, content_type, extra)
-
-
-def header_lines(headers: Iterable[tuple[str, str]]) -> bytes:
-    """Headers as they are sent."""
-    return "".join(f"{name}: {value}\r\n" for name, value in headers).encode("latin-1")
-
-
-class Application:
-    """What the server asks of the application; all is called in the event loop."""
-
-    def open(self, request: Request) -> Response | None:
-        """Called when the head was read: find the handler; a Response refuses the request before its body is read."""
-        raise NotImplementedError
-
-    def handle(self, request: Request) -> Response | Coroutine[Any, Any, Response] | None:
-        """Answer; None: it will call `request.respond` later."""
-        raise NotImplementedError
-
-    def refusal(self, status: int, reason: str, detail: str) -> Response:
-        """The answer to what is no request or breaks a limit of HTTP."""
-        raise NotImplementedError
-
-    def answered(self, request: Request, status: int, size_bytes: int) -> None:
-        """Called after each answer."""
 
 
 class Connection(asyncio.Protocol):
@@ -504,7 +386,11 @@ class HttpServer:
         """Take connections from a bound socket."""
         self._sweep()
         self._server = await self.loop.create_server(
-            lambda: Connection(self), sock=listener, backlog=1024, ssl=self._tls
+            lambda: Connection(self),
+            sock=listener,
+            backlog=1024,
+            ssl=self._tls,
+            ssl_handshake_timeout=self.settings.header_timeout_seconds if self._tls else None,
         )
 
     async def drain(self, timeout_seconds: float) -> None:

@@ -18,13 +18,14 @@ from typing import Any
 import numpy as np
 
 from manyeyes.recognition.predictor import softmax
-from manyeyes.serving.http import Response
 from manyeyes.serving.jobs import Failure
+from manyeyes.serving.messages import Response
 from manyeyes.serving.models import ModelCard
 from manyeyes.serving.settings import ServeSettings
 
 EXTENSIONS = ["binary_tensor_data", "classification"]
 _PLATFORM = "manyeyes_onnx"
+_MAX_JSON_BYTES = 4 * 1024 * 1024
 _OUTPUTS = ("logits", "probabilities", "label")
 
 
@@ -91,6 +92,13 @@ def read_request(body: bytes, header_length: str, card: ModelCard, settings: Ser
         if not (header_length.isascii() and header_length.isdigit() and int(header_length) <= len(body)):
             raise RequestError("Inference-Header-Content-Length is not a length within the body")
         size = int(header_length)
+    if size > _MAX_JSON_BYTES:
+        # It is parsed in the event loop, and for nothing: a tensor as bytes is a quarter of it.
+        raise RequestError(
+            f"the JSON has {size} bytes, up to {_MAX_JSON_BYTES} are read; send tensors as bytes (binary_data_size)",
+            413,
+            "too_many_bytes",
+        )
     try:
         content = json.loads(body[:size])
     except (ValueError, RecursionError):

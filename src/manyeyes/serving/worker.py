@@ -80,7 +80,8 @@ class Worker:
 
     def _load(self, number: int, content: dict[str, Any]) -> None:
         try:
-            model = LocalModel.load(content["uri"], content["name"], content["version"], self._settings, self._deliver)
+            settings = dataclasses.replace(self._settings, backend=content["backend"])
+            model = LocalModel.load(content["uri"], content["name"], content["version"], settings, self._deliver)
         except (ManyeyesError, OSError) as error:
             self._send(frames.pack(Kind.REFUSED, number, str(error).encode()))
             return

@@ -164,15 +164,21 @@ class WorkerPool:
             BundleError: a worker refuses it.
             EngineError: there is no worker.
         """
-        source = {"uri": uri, "name": name, "version": version}
+        source = {"uri": uri, "name": name, "version": version, "backend": self._settings.backend}
         number = self._next_number()
         asked: set[_Worker] = set()
         answers: list[Any] = []
-        # Workers may come while others load.
+        # The first one chooses the backend by measurement, the others follow. Workers may come while others load.
         while missing := [worker for worker in self._workers if worker not in asked]:
+            if not asked:
+                missing = missing[:1]
             asked.update(missing)
             loads = [self._load_in(worker, number, source) for worker in missing]
             answers += await asyncio.gather(*loads, return_exceptions=True)
+            if isinstance(answers[0], ModelCard):
+                source["backend"] = answers[0].backend
+            elif isinstance(answers[0], BundleError):
+                break
         cards = [answer for answer in answers if isinstance(answer, ModelCard)]
         refusals = [answer for answer in answers if isinstance(answer, BundleError)]
         if refusals or not cards:
