@@ -135,7 +135,8 @@ class Catalog:
         await self._swap(self._wanted(found))
         if not self.models:
             raise BundleError(
-                f"{self._uri} holds no model that can be served. Give a bundle, or a folder with NAME/VERSION/bundle.json."
+                f"{self._uri} holds no model that can be served. "
+                "Give a bundle, or a folder with NAME/VERSION/bundle.json."
             )
 
     async def close(self) -> None:
