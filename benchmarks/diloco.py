@@ -138,7 +138,7 @@ def main() -> None:
     parser.add_argument("--width", type=int, default=16, help="filters of the CNN's first stage")
     parser.add_argument("--slices", type=int, nargs="*", default=[2, 4])
     parser.add_argument("--local-steps", type=int, nargs="*", default=[50, 200, 500])
-    parser.add_argument("--outer", type=float, nargs=2, default=(1.0, 0.0), help="its learning rate and momentum")
+    parser.add_argument("--outer", type=float, nargs=2, default=(1.0, 0.6), help="its learning rate and momentum")
     parser.add_argument("--keep-inner-state", action="store_true", help="the momentum of each slice travels too")
     parser.add_argument("--wire", default="bfloat16", choices=["float32", "bfloat16", "float16"])
     parser.add_argument("--results", type=Path)

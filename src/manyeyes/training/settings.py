@@ -266,8 +266,8 @@ class StrategySettings:
     max_restarts: int = 3
     restart_seconds: float = 1.0
     local_steps: int = 100
-    outer_learning_rate: float = 0.7
-    outer_momentum: float = 0.9
+    outer_learning_rate: float = 1.0
+    outer_momentum: float = 0.6
     keep_inner_state: bool = True
     wire: Literal["float32", "bfloat16", "float16"] = "float32"
     max_lost_workers: int = 0
