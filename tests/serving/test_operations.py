@@ -4,7 +4,11 @@ from __future__ import annotations
 
 import concurrent.futures
 import http.client
+import json
+import re
 import signal
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable
@@ -230,3 +234,17 @@ def test_memory_stays_flat_over_thousands_of_requests_of_all_kinds(server: Any, 
     grown = resident() - before
     # A leak of one body of 5 kB a request would be 40 MB, of one small object (500 bytes) 4 MB.
     assert grown < 3 * 1024 * 1024, f"{grown} bytes in 8000 requests"
+
+
+def test_the_health_check_of_the_docker_image_passes_where_a_server_answers_and_fails_where_none_does(
+    server: Any,
+) -> None:
+    dockerfile = (Path(__file__).parents[2] / "deploy" / "Dockerfile").read_text().replace("\\\n", " ")
+    python, flag, code = json.loads(re.findall(r"^HEALTHCHECK .*?CMD (.*)$", dockerfile, re.MULTILINE)[0])
+    assert (python, flag) == ("python", "-c")
+    # Port 9 is that for what is thrown away.
+    for address, expected in ((server.url, 0), ("http://127.0.0.1:9", 1)):
+        command = [sys.executable, flag, code.replace("http://127.0.0.1:8000", address)]
+        environment = {"http_proxy": "http://127.0.0.1:9"}  # as in many a company's containers
+        done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+        assert done.returncode == expected, done.stderr
