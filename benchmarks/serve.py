@@ -124,7 +124,7 @@ def write_photo(path: Path, draw: np.random.Generator, size: int, channels: int)
     image = cv2.resize(small, (shape[1], shape[0]), interpolation=cv2.INTER_CUBIC).astype(np.int16)
     image = np.clip(image + draw.integers(-8, 9, shape, np.int16), 0, 255).astype(np.uint8)
     path.parent.mkdir(parents=True, exist_ok=True)
-    cv2.imwrite(str(path), image, [cv2.IMWRITE_JPEG_QUALITY, 90])
+    cv2.imwrite(str(path), image, [cv2.IMWRITE_JPEG_QUALITY, 90] if path.suffix == ".jpg" else [])
 
 
 def write_subject(root: str, name: str) -> Subject:
