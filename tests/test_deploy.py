@@ -234,7 +234,7 @@ def test_a_pod_reads_its_token_from_the_secret_and_takes_threads_for_its_share_o
     assert named == {THREADS_VARIABLE}
 
 
-def test_no_container_and_no_service_runs_as_root_or_can_write() -> None:
+def test_no_container_and_no_service_runs_as_root_or_can_write_or_reports_to_others() -> None:
     user = dockerfile()["USER"][-1].partition(":")[0]
     assert user.isdigit()
     assert int(user) == pod()["securityContext"]["runAsUser"] > 0
@@ -245,6 +245,9 @@ def test_no_container_and_no_service_runs_as_root_or_can_write() -> None:
     settings = unit()
     assert (settings["DynamicUser"], settings["ProtectSystem"]) == (["yes"], ["strict"])
     assert (settings["NoNewPrivileges"], settings["CapabilityBoundingSet"]) == (["yes"], [""])
+    # Nor does it tell others what it runs.
+    assert "ORT_DISABLE_TELEMETRY=1" in settings["Environment"]
+    assert "ORT_DISABLE_TELEMETRY=1" in dockerfile()["ENV"][0].split()
     # The models are compiled into machine code.
     assert "MemoryDenyWriteExecute" not in settings
     # A service without its token does not start.
