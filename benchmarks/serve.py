@@ -135,7 +135,7 @@ def write_subject(root: str, name: str) -> Subject:
     from manyeyes.data.ingest import IngestSettings, ingest
     from manyeyes.engines.registry import create_engine
     from manyeyes.imaging.preprocessing import Preprocessing
-    from manyeyes.models.registry import ModelConfig, build
+    from manyeyes.models.registry import ModelConfig, build, input_size
     from manyeyes.training import checkpoint, weights
     from manyeyes.training.export import export
     from manyeyes.training.run import Run
@@ -147,7 +147,8 @@ def write_subject(root: str, name: str) -> Subject:
     for index in range(200):
         write_photo(photos / f"class{index % 10}" / f"{index:03d}.{suffix}", draw, size, channels)
     uri = f"{root}/{name}.dataset"
-    ingest(str(photos), uri, settings=IngestSettings(size=(size, size)), engine=create_engine("local", 1))
+    settings = IngestSettings(size=(size, size), resize_short=input_size(model_name)[1], channels=channels)
+    ingest(str(photos), uri, settings=settings, engine=create_engine("local", 1))
     dataset = Dataset(uri)
     keras.utils.set_random_seed(1)
     config = ModelConfig(model_name, (size, size, channels), len(dataset.class_names))

@@ -136,6 +136,8 @@ def open_loop(port: int, request: Request, rate: float, seconds: float, connecti
     for _ in range(total):
         due.append(moment)
         moment += draw.expovariate(rate) if poisson else 1 / rate
+    # So that random moments, too, are just so many a second.
+    due = [at * total / rate / moment for at in due]
     message = request.message()
     latencies: list[float] = []
     parts: dict[int, bytes] = {}

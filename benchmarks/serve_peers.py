@@ -11,6 +11,7 @@ import base64
 import json
 import os
 import sys
+import tempfile
 from pathlib import Path
 
 BATCH = 32
@@ -56,6 +57,7 @@ def environment(peer: str, bundle: str, backend: str, port: int, batching: bool)
         "PEER_BACKEND": backend,
         "PEER_PACKAGES": os.pathsep.join(dict.fromkeys(packages)),
         "BENTOML_DO_NOT_TRACK": "True",
+        "BENTOML_HOME": str(Path(tempfile.gettempdir()) / "manyeyes-bench-bentoml"),
         "RAY_USAGE_STATS_ENABLED": "0",
     }
 
