@@ -104,9 +104,11 @@ def test_a_folder_of_photos_becomes_a_server_that_answers(photos: Path, tmp_path
     server = subprocess.Popen([*MANYEYES, "serve", str(bundle), "--port", "0"], stderr=subprocess.PIPE, text=True)
     try:
         assert server.stderr is not None
-        said = server.stderr.readline()
-        address = re.search(r"http://\S+", said)
-        assert address, said + server.stderr.read()
+        said = ""
+        while (line := server.stderr.readline()) and "http://" not in line:  # its log comes first
+            said += line
+        address = re.search(r"http://\S+", line)
+        assert address, said
         for path in ("circle/00.jpg", "square/01.png", "cross/02.webp"):
             answer = ask(f"{address[0]}/v1/recognize?top_k=3", (photos / path).read_bytes())
             assert [each["class_name"] for each in answer["predictions"]] == [

@@ -71,9 +71,11 @@ def test_the_whole_journey_runs_on_a_remote_file_system(place):
 
     server = subprocess.Popen([*MANYEYES, "serve", bundle, "--port", "0"], stderr=subprocess.PIPE, text=True)
     try:
-        said = server.stderr.readline()
-        address = re.search(r"http://\S+", said)
-        assert address, said + server.stderr.read()
+        said = ""
+        while (line := server.stderr.readline()) and "http://" not in line:  # its log comes first
+            said += line
+        address = re.search(r"http://\S+", line)
+        assert address, said
         image = storage.read_bytes(f"{place}/photos/0/0000.png")
         request = urllib.request.Request(f"{address[0]}/v1/recognize", data=image, method="POST")
         with urllib.request.urlopen(request, timeout=120) as response:
