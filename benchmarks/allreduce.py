@@ -32,8 +32,10 @@ from manyeyes.engines.base import GangContext
 from manyeyes.engines.registry import create_engine
 from manyeyes.training import backend
 from manyeyes.training.settings import TrainSettings
+from manyeyes.training.strategy import Strategy
 
 BATCH = 128
+WARMUP_STEPS = 5
 MODELS = {
     "cnn": (28, 0.85, ["model.name=cnn"]),
     "resnet": (32, 0.95, ["model.name=resnet18", "model.options={width=16}"]),
@@ -69,17 +71,22 @@ def measure(dataset: str, assignments: list[str], num_steps: int, context: GangC
     settings = TrainSettings.load(None, ["train.precision=float32", f"train.global_batch_size={BATCH}", *assignments])
     run = describe_run(data, "", settings)
     strategy = build_allreduce(run, settings, data, collective)
+    step_seconds, clock = time_steps(strategy, num_steps), strategy.clock
+    return Pace(step_seconds, clock.communication_seconds / max(1, clock.num_timed_steps))
+
+
+def time_steps(strategy: Strategy, num_steps: int) -> float:
+    """Median seconds of a step, after some that are not counted."""
     times: list[float] = []
     done = epoch = 0
-    while len(times) < num_steps + 5:
+    while len(times) < num_steps + WARMUP_STEPS:
         asked = time.perf_counter()
         for num in strategy.steps(epoch, 0, done):
             times.append(time.perf_counter() - asked)
             done += num
             asked = time.perf_counter()
         epoch += 1
-    clock = strategy.clock
-    return Pace(statistics.median(times[5:]), clock.communication_seconds / max(1, clock.num_timed_steps))
+    return statistics.median(times[WARMUP_STEPS:])
 
 
 def write_dataset(folder: str, size: int) -> str:

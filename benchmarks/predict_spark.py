@@ -28,6 +28,7 @@ import cv2
 import numpy as np
 from rich.console import Console
 from rich.table import Table
+from untrained import export_untrained
 
 GOAL = 3.0
 BATCH = 32
@@ -51,46 +52,17 @@ def write_photos(folder: Path, count: int) -> None:
 
 def write_bundle(root: Path, photos: Path, name: str) -> str:
     """A bundle of an untrained model: speed does not depend on the weights."""
-    import keras
-
     from manyeyes.data.ingest import IngestSettings, ingest
     from manyeyes.engines.registry import create_engine
-    from manyeyes.imaging.preprocessing import Preprocessing
-    from manyeyes.models.registry import ModelConfig, build
-    from manyeyes.training import checkpoint, weights
-    from manyeyes.training.export import export
-    from manyeyes.training.run import Run
+    from manyeyes.models.registry import ModelConfig
 
     model_name, size, options = MODELS[name]
     uri = str(root / f"{name}.dataset")
     settings = IngestSettings(size=(size, size), encoding="jpeg")
     ingest(str(photos), uri, settings=settings, engine=create_engine("local", 2))
-    from manyeyes.data.dataset import Dataset
-
-    dataset = Dataset(uri)
-    keras.utils.set_random_seed(1)
-    config = ModelConfig(model_name, (size, size, 3), 2, weights="none", options=options)
-    model = build(config)
-    run = Run(
-        uri=str(root / f"{name}.run"),
-        class_names=dataset.class_names,
-        model=config,
-        preprocessing=dataset.preprocessing,
-        extra_preprocessing=Preprocessing(),
-        dataset=uri,
-        dataset_fingerprint=dataset.manifest.fingerprint,
-        precision="float32",
-        averages=False,
-        settings={},
-        versions={},
-        command=(),
+    return export_untrained(
+        uri, str(root / name), lambda _: ModelConfig(model_name, (size, size, 3), 2, weights="none", options=options)
     )
-    run.save()
-    state = checkpoint.TrainState(1, 0, 1, 1, "", dataset.manifest.fingerprint, finished=True)
-    checkpoint.save(str(Path(run.uri) / checkpoint.CHECKPOINTS), state, {"model": weights.arrays_of(model.variables)})
-    bundle = str(root / f"{name}.bundle")
-    export(run.uri, bundle)
-    return bundle
 
 
 def user_function(bundle: str, size: int) -> Callable[[], Callable[[np.ndarray], dict[str, np.ndarray]]]:

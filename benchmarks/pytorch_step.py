@@ -29,7 +29,7 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 os.environ.setdefault("KERAS_BACKEND", "tensorflow")
 
 import numpy as np
-from allreduce import BATCH, write_dataset
+from allreduce import BATCH, WARMUP_STEPS, time_steps, write_dataset
 from rich.console import Console
 from rich.table import Table
 
@@ -40,7 +40,6 @@ from manyeyes.training import backend
 from manyeyes.training.settings import TrainSettings
 
 GOAL = 1.3
-WARMUP_STEPS = 5
 LEARNING_RATE, WEIGHT_DECAY = 0.05, 3e-3
 MODELS = {
     "cnn": (28, ["model.name=cnn"]),
@@ -90,17 +89,7 @@ def make_strategy(dataset: str, assignments: list[str], context: GangContext) ->
 
 def time_ours(dataset: str, assignments: list[str], num_steps: int, context: GangContext) -> float:
     """Median seconds of a step, in one worker."""
-    strategy = make_strategy(dataset, assignments, context)
-    times: list[float] = []
-    done = epoch = 0
-    while len(times) < num_steps + WARMUP_STEPS:
-        asked = time.perf_counter()
-        for num in strategy.steps(epoch, 0, done):
-            times.append(time.perf_counter() - asked)
-            done += num
-            asked = time.perf_counter()
-        epoch += 1
-    return statistics.median(times[WARMUP_STEPS:])
+    return time_steps(make_strategy(dataset, assignments, context), num_steps)
 
 
 def torch_net(name: str) -> Any:

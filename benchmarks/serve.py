@@ -56,6 +56,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 from serve_load import Load, LoadError, Request, call_on, closed_loop, cores, limits, open_loop, pool_on
+from untrained import export_untrained
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 os.environ.setdefault("KERAS_BACKEND", "tensorflow")
@@ -129,16 +130,9 @@ def write_photo(path: Path, draw: np.random.Generator, size: int, channels: int)
 
 def write_subject(root: str, name: str) -> Subject:
     """Export a model with its initial weights, with ten classes; called in a process of its own."""
-    import keras
-
-    from manyeyes.data.dataset import Dataset
     from manyeyes.data.ingest import IngestSettings, ingest
     from manyeyes.engines.registry import create_engine
-    from manyeyes.imaging.preprocessing import Preprocessing
-    from manyeyes.models.registry import ModelConfig, build, input_size
-    from manyeyes.training import checkpoint, weights
-    from manyeyes.training.export import export
-    from manyeyes.training.run import Run
+    from manyeyes.models.registry import ModelConfig, input_size
 
     model_name, size, channels, goal, connections = MODELS[name]
     draw = np.random.default_rng(0)
@@ -149,30 +143,13 @@ def write_subject(root: str, name: str) -> Subject:
     uri = f"{root}/{name}.dataset"
     settings = IngestSettings(size=(size, size), resize_short=input_size(model_name)[1], channels=channels)
     ingest(str(photos), uri, settings=settings, engine=create_engine("local", 1))
-    dataset = Dataset(uri)
-    keras.utils.set_random_seed(1)
-    config = ModelConfig(model_name, (size, size, channels), len(dataset.class_names))
-    model = build(config)
-    run = Run(
-        uri=f"{root}/{name}.run",
-        class_names=dataset.class_names,
-        model=config,
-        preprocessing=dataset.preprocessing,
-        extra_preprocessing=Preprocessing(),
-        dataset=uri,
-        dataset_fingerprint=dataset.manifest.fingerprint,
-        precision="float32",
-        averages=False,
-        settings={},
-        versions={},
-        command=(),
+    bundle = export_untrained(
+        uri,
+        f"{root}/{name}",
+        lambda dataset: ModelConfig(model_name, (size, size, channels), len(dataset.class_names)),
     )
-    run.save()
-    state = checkpoint.TrainState(1, 0, 1, 1, "", dataset.manifest.fingerprint, finished=True)
-    checkpoint.save(f"{run.uri}/{checkpoint.CHECKPOINTS}", state, {"model": weights.arrays_of(model.variables)})
-    export(run.uri, f"{root}/{name}.bundle")
     image = (photos / "class0" / f"000.{suffix}").read_bytes()
-    return Subject(name, f"{root}/{name}.bundle", image, goal, connections)
+    return Subject(name, bundle, image, goal, connections)
 
 
 @functools.cache

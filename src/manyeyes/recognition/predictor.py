@@ -212,12 +212,9 @@ class Predictor:
 
     def likeliest(self, probabilities: np.ndarray, top_k: int = 5) -> list[Prediction]:
         """Name the likeliest classes of probabilities (n, classes)."""
-        # Stable, so that equal probabilities come in the order of the labels on every machine.
-        labels = np.argsort(-probabilities, axis=1, kind="stable")[:, :top_k]
+        labels, highest = top_labels(probabilities, top_k)
         predictions = []
-        for row, values in zip(
-            labels.tolist(), np.take_along_axis(probabilities, labels, axis=1).tolist(), strict=True
-        ):
+        for row, values in zip(labels.tolist(), highest.tolist(), strict=True):
             names = [self.class_names[label] for label in row]
             predictions.append(
                 Prediction(row[0], names[0], values[0], tuple(map(ClassProbability, row, names, values)))
@@ -253,6 +250,15 @@ class Predictor:
             curve.append((batch_size, seconds))
             batch_size *= 2
         return curve
+
+
+def top_labels(values: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
+    """The labels of the k highest of values (n, classes), the highest first, and these values; both (n, k).
+
+    Equal values come in the order of their labels, on every machine.
+    """
+    labels = np.argsort(-values, axis=1, kind="stable")[:, :k]
+    return labels, np.take_along_axis(values, labels, axis=1)
 
 
 def softmax(logits: np.ndarray, temperature: float = 1.0) -> np.ndarray:

@@ -161,12 +161,10 @@ class App(Application):
 
     def recognize(self, request: Request) -> Response | Coroutine[Any, Any, Response] | None:
         """POST /v1/recognize."""
-        parameters = self.read_query(request.query)
-        if isinstance(parameters, Failure):
-            return self._to_response(parameters)
-        choice = self.choose(request, parameters)
-        if isinstance(choice, Failure):
-            return self._to_response(choice)
+        asked = self._read_choice(request)
+        if isinstance(asked, Failure):
+            return self._to_response(asked)
+        parameters, choice = asked
         if request.headers.get(b"content-type", b"")[:10].lower() == b"multipart/":
             return self._recognize_form(request, parameters)
         encoded = request.body
@@ -271,12 +269,10 @@ class App(Application):
 
     async def saliency(self, request: Request) -> Response:
         """POST /v1/saliency."""
-        parameters = self.read_query(request.query)
-        if isinstance(parameters, Failure):
-            return self._to_response(parameters)
-        choice = self.choose(request, parameters)
-        if isinstance(choice, Failure):
-            return self._to_response(choice)
+        asked = self._read_choice(request)
+        if isinstance(asked, Failure):
+            return self._to_response(asked)
+        parameters, choice = asked
         failure = self.check_image(request.body)
         if failure is not None:
             return self._to_response(failure)
@@ -412,6 +408,14 @@ class App(Application):
         return self.catalog.choose(names["model"], names.get("version"), request.id if request.has_own_id else None)
 
     # --- shared
+
+    def _read_choice(self, request: Request) -> tuple[Parameters, Choice] | Failure:
+        """What the query asks for, and the version that answers it."""
+        parameters = self.read_query(request.query)
+        if isinstance(parameters, Failure):
+            return parameters
+        choice = self.choose(request, parameters)
+        return choice if isinstance(choice, Failure) else (parameters, choice)
 
     def choose(self, request: Request, parameters: Parameters) -> Choice | Failure:
         """The version that answers a request."""

@@ -16,7 +16,7 @@ import numpy as np
 from manyeyes.engines.base import threads_per_worker
 from manyeyes.errors import ImageError, Reason
 from manyeyes.imaging.decode import DecodeLimits
-from manyeyes.recognition.predictor import Predictor, softmax
+from manyeyes.recognition.predictor import Predictor, softmax, top_labels
 from manyeyes.serving.batcher import Batcher, choose_batch_size
 from manyeyes.serving.jobs import INTERNAL, Failure, Job
 from manyeyes.serving.settings import ServeSettings
@@ -247,10 +247,7 @@ class LocalModel:
         probabilities = softmax(logits, self._temperature)
         brightness = batch.reshape(len(jobs), -1)[:, :: self._brightness_step].mean(axis=1).tolist()
         top_k = max([1, *[job.top_k for job in jobs]])
-        # Stable, so that equal probabilities come in the order of the labels on every machine.
-        order = np.argsort(-probabilities, axis=1, kind="stable")[:, :top_k]
-        ordered = probabilities[np.arange(len(jobs))[:, None], order].tolist()
-        candidates = order.tolist()
+        candidates, ordered = (array.tolist() for array in top_labels(probabilities, top_k))
         seconds = time.perf_counter() - started
         for index, job in enumerate(jobs):
             job.batch_size = len(jobs)

@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from manyeyes.recognition.predictor import softmax
+from manyeyes.recognition.predictor import softmax, top_labels
 from manyeyes.serving.jobs import Failure
 from manyeyes.serving.messages import Response
 from manyeyes.serving.models import ModelCard
@@ -272,10 +272,9 @@ def _parameters_of(content: dict[str, Any]) -> dict[str, Any]:
 
 
 def _classification(values: np.ndarray, class_names: tuple[str, ...], k: int) -> np.ndarray:
-    order = np.argsort(-values, axis=1, kind="stable")[:, :k]
     rows = [
-        [f"{row[label]:f}:{label}:{class_names[label]}".encode() for label in labels]
-        for row, labels in zip(values, order.tolist(), strict=True)
+        [f"{value:f}:{label}:{class_names[label]}".encode() for label, value in zip(labels, highest, strict=True)]
+        for labels, highest in zip(*(array.tolist() for array in top_labels(values, k)), strict=True)
     ]
     found = np.empty((len(values), k), object)
     for index, row in enumerate(rows):
