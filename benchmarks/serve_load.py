@@ -7,13 +7,16 @@ connection when its answer is there. Open loop (how long answers take at a given
 are due are fixed beforehand; each is sent then if a connection is free, else as soon as one is, and its latency counts
 from the moment it was due, so that a server that stalls can't hide it (coordinated omission). The native tools for that
 keep time by timers of a millisecond, which is more than what is measured here; this loop never sleeps, and so needs a
-core for itself. What both can do at best is measured against a responder that only counts bytes.
+core for itself. What both can do at best is measured against a responder that only counts bytes. With a time to compute
+for each answer that responder also says how even the answers of any server can be on this machine: one thread, no work
+but to compute for so long.
 """
 
 from __future__ import annotations
 
 import argparse
 import asyncio
+import collections
 import contextlib
 import gc
 import multiprocessing
@@ -153,14 +156,15 @@ def open_loop(port: int, request: Request, rate: float, seconds: float, connecti
             connection.settimeout(None)
             open_sockets[connection.fileno()] = connection
             poll.register(connection, select.EPOLLIN)
-        idle = list(open_sockets)
+        # In turn, so that none waits so long for a request that the server closes it.
+        idle = collections.deque(open_sockets)
         gc.disable()
         sent = 0
         started = last = time.perf_counter()
         while len(latencies) < total:
             now = time.perf_counter()
             if sent < total and idle and due[sent] <= now - started:
-                descriptor = idle.pop()
+                descriptor = idle.popleft()
                 due_of[descriptor] = due[sent]
                 open_sockets[descriptor].sendall(message)
                 sent += 1
@@ -197,6 +201,9 @@ class _Null(asyncio.Protocol):
 
     answer = b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: 350\r\n\r\n" + 350 * b" "
 
+    def __init__(self, work_seconds: float) -> None:
+        self.work_seconds = work_seconds
+
     def connection_made(self, transport: Any) -> None:
         self.transport = transport
         self.size = 0
@@ -214,26 +221,31 @@ class _Null(asyncio.Protocol):
             self.size = end + 4 + int(length[1])
         while self.num_received >= self.size:
             self.num_received -= self.size
+            end_of_work = time.thread_time() + self.work_seconds
+            while time.thread_time() < end_of_work:
+                pass
             self.transport.write(self.answer)
 
 
-def _serve_null(core: int, listener: socket.socket) -> None:
+def _serve_null(core: int, listener: socket.socket, work_seconds: float) -> None:
     import uvloop
 
     os.sched_setaffinity(0, {core})
 
     async def serve() -> None:
-        server = await asyncio.get_running_loop().create_server(_Null, sock=listener)
+        server = await asyncio.get_running_loop().create_server(lambda: _Null(work_seconds), sock=listener)
         await server.serve_forever()
 
     uvloop.run(serve())
 
 
 @contextlib.contextmanager
-def null_responder(core: int) -> Iterator[int]:
-    """The port of a server on `core` that does nothing but answer."""
+def null_responder(core: int, work_seconds: float = 0.0) -> Iterator[int]:
+    """The port of a server on `core` that does nothing but compute for so long (CPU time) and answer."""
     with socket.create_server(("127.0.0.1", 0)) as listener:
-        process = multiprocessing.get_context("spawn").Process(target=_serve_null, args=(core, listener), daemon=True)
+        process = multiprocessing.get_context("spawn").Process(
+            target=_serve_null, args=(core, listener, work_seconds), daemon=True
+        )
         process.start()
         try:
             yield listener.getsockname()[1]
