@@ -19,6 +19,7 @@ def test_a_run_becomes_a_bundle_that_predicts_a_folder(small_run: str, tmp_path:
     assert exported.returncode == 0, exported.stderr
     assert "largest difference of a logit" in exported.stdout
     assert f"Next: manyeyes serve {tmp_path / 'bundle'}" in exported.stdout
+    assert f"because it was not evaluated. For them: manyeyes evaluate {small_run} DATASET" in exported.stdout
     assert exported.stderr == ""
 
     (tmp_path / "photos").mkdir()

@@ -67,6 +67,7 @@ def command(
         f"Bundle {result.bundle}: {result.name}, {result.num_classes} classes, {size}, version {result.fingerprint}.",
         soft_wrap=True,
     )
+    out.print(_told_evaluation(result), soft_wrap=True, markup=False)
     out.print(f"Next: manyeyes serve {shlex.quote(result.bundle)}", soft_wrap=True, markup=False)
 
 
@@ -105,6 +106,20 @@ def _precision_table(result: ExportResult) -> Table:
         timings = (f"{each.milliseconds:.3g}", f"{each.batch_milliseconds:.3g}") if each.backend else ("-", "-")
         table.add_row(each.precision, each.backend or "-", f"{each.num_threads or '-'}", *timings, right, verdict)
     return table
+
+
+def _told_evaluation(result: ExportResult) -> str:
+    found = result.evaluation
+    if found is None:
+        return (
+            f"Hint: the bundle has no figures for its model card, because {result.not_evaluated}. For them: "
+            f"manyeyes evaluate {shlex.quote(result.run)} DATASET, then export again."
+        )
+    low, high = found.accuracy_interval
+    return (
+        f"Its model card says: accuracy {found.accuracy:.2%} ({low:.2%} to {high:.2%}) of {found.num_examples:,} "
+        f"images of {found.split}, macro F1 {found.macro_f1:.3f}."
+    )
 
 
 def _told_accuracy(accuracy: Accuracy, precision: str) -> str:

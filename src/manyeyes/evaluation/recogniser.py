@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
@@ -61,9 +60,7 @@ class Recogniser:
             run = Run.open(uri)
             if run.model.input_shape is None:
                 raise UsageError(f"{storage.join(uri, CONFIG_NAME)} is damaged: it has no input_shape. Train again.")
-            checksums = storage.canonical_json(run.state("best").sha256)
-            fingerprint = hashlib.sha256(checksums).hexdigest()[:16]
-            shape = run.model.input_shape
+            fingerprint, shape = run.state("best").fingerprint, run.model.input_shape
             return cls(uri, "run", run.model.name, run.class_names, run.preprocessing, shape, fingerprint)
         what = f"{uri} holds neither a run ({CONFIG_NAME}) nor a bundle ({INFO_NAME})"
         if not storage.exists(uri):

@@ -44,6 +44,35 @@ class FileInfo:
 
 
 @dataclass(frozen=True)
+class Evaluation:
+    """What an evaluation of the trained model found.
+
+    Attributes:
+        split: of the dataset that it was evaluated on.
+        confidence: of the interval.
+        accuracy_interval: (low, high), the Wilson interval.
+        top_k_accuracy: share of examples whose class is among the k likeliest, by k as text.
+        macro_f1: mean over all classes of F1, where a class without a value counts as 0.
+        precision, recall, f1: by label; None where there is none (see evaluation.metrics.ClassMetrics).
+        support: examples by label.
+    """
+
+    dataset: str
+    dataset_fingerprint: str
+    split: str
+    num_examples: int
+    confidence: float
+    accuracy: float
+    accuracy_interval: tuple[float, float]
+    top_k_accuracy: dict[str, float]
+    macro_f1: float
+    precision: tuple[float | None, ...]
+    recall: tuple[float | None, ...]
+    f1: tuple[float | None, ...]
+    support: tuple[int, ...]
+
+
+@dataclass(frozen=True)
 class BundleInfo:
     """The content of bundle.json.
 
@@ -59,7 +88,9 @@ class BundleInfo:
         provenance: run, dataset, settings and versions it was made from.
         files: every other file of the directory.
         timings: how fast the backends were on the machine of the export (see selection.Timing).
-        fingerprint: 16 hex digits over all other fields but `timings`, which no answer depends on; the version.
+        evaluation: of the checkpoint that was exported; None: it was not evaluated.
+        fingerprint: 16 hex digits over all other fields but `timings` and `evaluation`, which no answer depends on;
+            the version.
     """
 
     name: str
@@ -74,6 +105,7 @@ class BundleInfo:
     parity: dict[str, Any] = field(default_factory=dict)
     provenance: dict[str, Any] = field(default_factory=dict)
     timings: tuple[dict[str, Any], ...] = ()
+    evaluation: Evaluation | None = None
     manyeyes_version: str = ""
     fingerprint: str = ""
     format: str = FORMAT
@@ -82,7 +114,7 @@ class BundleInfo:
     def with_fingerprint(self) -> BundleInfo:
         """A copy whose fingerprint is that of its fields."""
         values = config.to_dict(self)
-        del values["fingerprint"], values["timings"]
+        del values["fingerprint"], values["timings"], values["evaluation"]
         return dataclasses.replace(self, fingerprint=hashlib.sha256(storage.canonical_json(values)).hexdigest()[:16])
 
 

@@ -78,6 +78,11 @@ class TrainState:
         """The directory name of the best checkpoint: this one before the first validation."""
         return self.name if self.best_step is None else name_of_step(self.best_step)
 
+    @property
+    def fingerprint(self) -> str:
+        """16 hex digits that change with the weights of the checkpoint that this is the state of."""
+        return hashlib.sha256(storage.canonical_json(self.sha256)).hexdigest()[:16]
+
 
 @dataclass(frozen=True)
 class Checkpoint:

@@ -31,11 +31,13 @@ from manyeyes.recognition.bundle import (
     MODEL_NAME,
     BackendName,
     BundleInfo,
+    Evaluation,
     GoldenExamples,
     Precision,
     write_bundle,
 )
 from manyeyes.training.backend import prepare
+from manyeyes.training.evaluated import read_evaluation
 from manyeyes.training.golden import encode_variants
 from manyeyes.training.held_out import Accuracy, calibration_images, held_out_sample
 from manyeyes.training.precision import (
@@ -65,6 +67,8 @@ class ExportResult:
         backend: that is the fastest in it here.
         parity, accuracy: of that precision; `accuracy` is beside float32 on images that were held out.
         candidates: every precision that was measured, float32 first.
+        evaluation: the figures of the run's evaluation that the bundle holds; None: it has none, `not_evaluated` says
+            why.
     """
 
     run: str
@@ -80,6 +84,8 @@ class ExportResult:
     accuracy: Accuracy
     candidates: tuple[Candidate, ...]
     seconds: float
+    evaluation: Evaluation | None = None
+    not_evaluated: str = ""
 
 
 def export(
@@ -136,6 +142,7 @@ def export(
     inputs = sample.inputs[:: math.ceil(len(sample.inputs) / NUM_PARITY_IMAGES)]
     trained_logits = _keras_logits(model, inputs)
     onnx_model = to_onnx(model)
+    evaluation, not_evaluated = read_evaluation(run, chosen.state)
 
     info = BundleInfo(
         name=trained.model.name,
@@ -158,6 +165,7 @@ def export(
             "trained_with": trained.versions,
             "exported_with": _versions(),
         },
+        evaluation=evaluation,
         manyeyes_version=manyeyes.__version__,
     )
     with _directory_aside(bundle) as aside:
@@ -189,6 +197,8 @@ def export(
         accuracy=candidate.accuracy,
         candidates=tuple(each.candidate for each in tried),
         seconds=time.perf_counter() - started,
+        evaluation=evaluation,
+        not_evaluated=not_evaluated,
     )
 
 
