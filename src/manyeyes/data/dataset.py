@@ -44,6 +44,15 @@ class RowGroup:
     def __len__(self) -> int:
         return len(self.labels)
 
+    def take(self, rows: np.ndarray) -> RowGroup:
+        """Only these rows, int (n,)."""
+        if len(rows) == len(self):
+            return self
+        images = self.images[rows] if isinstance(self.images, np.ndarray) else [self.images[row] for row in rows]
+        return RowGroup(
+            images, self.labels[rows], [self.paths[row] for row in rows], [self.groups[row] for row in rows]
+        )
+
 
 @dataclass(frozen=True)
 class Split:
@@ -128,7 +137,7 @@ class Dataset:
 
     def shard_uri(self, shard: ShardInfo) -> str:
         """The URI of a shard's file."""
-        return storage.join(self.uri, SHARDS, shard.name)
+        return storage.join(self.manifest.view_of or self.uri, SHARDS, shard.name)
 
     def verify(self, how: str = "full") -> None:
         """Compare the shards with the manifest; see the class for `how`."""
@@ -139,7 +148,10 @@ class Dataset:
             try:
                 size = storage.size_bytes(uri)
             except FileNotFoundError:
-                raise DatasetError(f"{uri} is missing, but the manifest lists it. {_MEND}") from None
+                mend = _MEND
+                if self.manifest.view_of is not None:
+                    mend = f"{self.uri} is a view of that dataset, which was moved or deleted. Make it again."
+                raise DatasetError(f"{uri} is missing, but the manifest lists it. {mend}") from None
             if size != shard.size_bytes:
                 raise DatasetError(f"{uri} has {size} bytes, the manifest says {shard.size_bytes}. {_MEND}")
             if how == "full" and (found := storage.sha256_of_file(uri)) != shard.sha256:
@@ -147,13 +159,17 @@ class Dataset:
                     f"{uri} fails its checksum: SHA-256 {found[:12]}…, the manifest says {shard.sha256[:12]}…. {_MEND}"
                 )
 
-    def open_shard(self, shard: ShardInfo) -> ShardReader:
+    def open_shard(self, shard: ShardInfo) -> ShardReader | ViewReader:
         """Open one shard for random access by row group.
 
         Raises:
             DatasetError: it is missing or damaged.
             OSError: a remote file system does not give it here and now.
         """
+        reader = self._open_file(shard)
+        return reader if shard.rows is None else ViewReader(reader, shard)
+
+    def _open_file(self, shard: ShardInfo) -> ShardReader:
         uri = self.shard_uri(shard)
         shape = self.image_shape if self.manifest.encoding == "raw" else None
         if storage.is_local(uri):
@@ -255,6 +271,39 @@ class ShardReader:
             pixels = np.frombuffer(data_buffer, dtype=np.uint8)[offsets[0] : offsets[-1]]
             images = pixels.reshape(len(encoded), *self._raw_shape)
         return RowGroup(images, labels, paths, groups)
+
+
+class ViewReader:
+    """The rows of a shard that belong to a view, by row group of the view."""
+
+    def __init__(self, reader: ShardReader, shard: ShardInfo) -> None:
+        self._reader = reader
+        starts = np.cumsum([0, *shard.file_row_group_rows])
+        rows = shard.file_rows()
+        group_of = np.searchsorted(starts, rows, side="right") - 1
+        # Row groups of which no row belongs to the view are none of its own.
+        self._groups = [(int(group), rows[group_of == group] - starts[group]) for group in np.unique(group_of)]
+
+    def __enter__(self) -> ViewReader:
+        self._reader.__enter__()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *rest: object) -> None:
+        self._reader.__exit__(kind, *rest)
+
+    @property
+    def row_group_bytes(self) -> int:
+        """See ShardReader: whole row groups are read."""
+        return self._reader.row_group_bytes
+
+    def close(self) -> None:
+        """Close the file; arrays that were read stay valid."""
+        self._reader.close()
+
+    def read(self, index: int, columns: Sequence[str] = ("image", "label", "group")) -> RowGroup:
+        """See ShardReader."""
+        group, rows = self._groups[index]
+        return self._reader.read(group, columns).take(rows)
 
 
 # Shards on remote file systems that stay open, the longest unused first: opening one takes requests of its own, and row

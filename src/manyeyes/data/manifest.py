@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import base64
 import hashlib
 from dataclasses import dataclass, field
 from typing import Any, Literal
+
+import numpy as np
 
 from manyeyes import config, storage
 from manyeyes.errors import ConfigError, DatasetError
@@ -26,8 +29,10 @@ class ShardInfo:
     Attributes:
         name: file name in `shards/` (or `quarantine/`).
         split: "train", "val" or "test"; "" for quarantine.
-        row_group_rows: the number of rows of each row group.
+        row_group_rows: the number of rows of each row group; in a view, of those that have any, as the view has them.
         size_bytes, sha256: of the file.
+        rows: in a view, which rows of the file these are: base64 of a bit for each, most significant bit first.
+        file_row_group_rows: in a view, the number of rows of each row group of the file.
     """
 
     name: str
@@ -35,11 +40,20 @@ class ShardInfo:
     row_group_rows: tuple[int, ...]
     size_bytes: int
     sha256: str
+    rows: str | None = None
+    file_row_group_rows: tuple[int, ...] = ()
 
     @property
     def num_rows(self) -> int:
         """The number of rows in all row groups."""
         return sum(self.row_group_rows)
+
+    def file_rows(self) -> np.ndarray:
+        """The rows of the file that belong to it: int64 (num_rows,), counted from 0 through all row groups."""
+        if self.rows is None:
+            return np.arange(self.num_rows)
+        bits = np.frombuffer(base64.b64decode(self.rows), np.uint8)
+        return np.flatnonzero(np.unpackbits(bits, count=sum(self.file_row_group_rows)))
 
 
 @dataclass(frozen=True)
@@ -83,6 +97,7 @@ class Manifest:
         image_shape: (height, width, channels) of every stored image, or None where they differ.
         num_seen: all inputs of the source; ingest checks it against `counts`.
         settings: what else the result depends on (seed, fractions …).
+        view_of: URI of the dataset that has the shards, where this one is a view of it (see data.view).
     """
 
     class_names: tuple[str, ...]
@@ -96,6 +111,7 @@ class Manifest:
     quarantine: tuple[ShardInfo, ...] = ()
     source: dict[str, Any] = field(default_factory=dict)
     settings: dict[str, Any] = field(default_factory=dict)
+    view_of: str | None = None
     manyeyes_version: str = ""
     format: str = FORMAT
     format_version: int = FORMAT_VERSION
@@ -113,11 +129,20 @@ class Manifest:
     @property
     def fingerprint(self) -> str:
         """16 hex digits over the whole content: the identity of the dataset, kept in runs and bundles."""
-        return hashlib.sha256(storage.canonical_json(config.to_dict(self))).hexdigest()[:16]
+        return hashlib.sha256(storage.canonical_json(self.to_dict())).hexdigest()[:16]
+
+    def to_dict(self) -> dict[str, Any]:
+        """As plain JSON values; what only views have is left out elsewhere."""
+        values = config.to_dict(self)
+        if self.view_of is None:
+            del values["view_of"]
+            for shard in (*values["shards"], *values["quarantine"]):
+                del shard["rows"], shard["file_row_group_rows"]
+        return values
 
     def save(self, dataset_uri: str) -> None:
         """Publish the manifest; it is the last file of an ingest."""
-        storage.write_json(storage.join(dataset_uri, MANIFEST_NAME), config.to_dict(self))
+        storage.write_json(storage.join(dataset_uri, MANIFEST_NAME), self.to_dict())
 
     @classmethod
     def load(cls, dataset_uri: str) -> Manifest:
