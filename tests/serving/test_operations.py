@@ -21,6 +21,8 @@ import numpy as np
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
+from manyeyes import config
+from manyeyes.recognition.bundle import Bundle, Evaluation
 from manyeyes.serving.metrics import Counter, Histogram, Metrics
 
 
@@ -37,6 +39,13 @@ def _metrics(client: httpx.Client) -> dict[str, dict[frozenset, float]]:
 def _total(metrics: dict[str, dict[frozenset, float]], name: str, **labels: str) -> float:
     wanted = set(labels.items())
     return sum(value for found, value in metrics.get(name, {}).items() if wanted <= found)
+
+
+def test_models_are_listed_with_the_figures_of_their_evaluation(client: httpx.Client, evaluated_bundle: str) -> None:
+    (model,) = client.get("/v1/models").json()["models"]
+    figures = Bundle.load(evaluated_bundle).info.evaluation
+    assert figures is not None
+    assert config.from_dict(Evaluation, model["versions"][0]["evaluation"]) == figures
 
 
 def test_the_metrics_count_what_was_asked(client: httpx.Client, images: dict[str, bytes]) -> None:

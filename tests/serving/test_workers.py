@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import threading
 import time
@@ -15,13 +16,15 @@ import httpx
 import numpy as np
 import pytest
 
+from manyeyes import config
+from manyeyes.recognition.bundle import Bundle, Evaluation
 from manyeyes.recognition.predictor import Predictor
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory, variant: Callable[..., Path]) -> Path:
+def folder(tmp_path_factory: pytest.TempPathFactory, evaluated_bundle: str) -> Path:
     folder = tmp_path_factory.mktemp("models")
-    variant(folder / "colours" / "1")
+    shutil.copytree(evaluated_bundle, folder / "colours" / "1")
     return folder
 
 
@@ -43,6 +46,12 @@ def _children(pid: int) -> list[int]:
 def _metric(client: httpx.Client, name: str) -> float:
     lines = [line for line in client.get("/metrics").text.splitlines() if line.startswith(f"{name} ")]
     return float(lines[0].rpartition(" ")[2]) if lines else 0.0
+
+
+def test_workers_tell_the_figures_of_the_models_evaluation(client: httpx.Client, evaluated_bundle: str) -> None:
+    (model,) = client.get("/v1/models").json()["models"]
+    figures = Bundle.load(evaluated_bundle).info.evaluation
+    assert config.from_dict(Evaluation, model["versions"][0]["evaluation"]) == figures
 
 
 def test_workers_answer_as_one_process_does(client: httpx.Client, small_bundle: str, images: dict[str, bytes]) -> None:

@@ -16,6 +16,7 @@ import numpy as np
 from manyeyes.engines.base import threads_per_worker
 from manyeyes.errors import ImageError, Reason
 from manyeyes.imaging.decode import DecodeLimits
+from manyeyes.recognition.bundle import Evaluation
 from manyeyes.recognition.predictor import Predictor, softmax, top_labels
 from manyeyes.serving.batcher import Batcher, choose_batch_size
 from manyeyes.serving.jobs import INTERNAL, Failure, Job
@@ -38,7 +39,7 @@ class ModelCard:
         temperature: logits are divided by it before softmax.
         max_batch_size: the cap that its latency curve gave.
         latency_curve: (batch size, seconds of one call), measured when it was loaded.
-        parity, provenance: as the bundle has them: evaluation figures, dataset, run.
+        parity, evaluation, provenance: as the bundle has them; evaluation is None where the run was not evaluated.
     """
 
     name: str
@@ -52,6 +53,7 @@ class ModelCard:
     max_batch_size: int = 1
     latency_curve: tuple[tuple[int, float], ...] = ()
     parity: dict[str, Any] = field(default_factory=dict)
+    evaluation: Evaluation | None = None
     provenance: dict[str, Any] = field(default_factory=dict)
 
 
@@ -138,6 +140,7 @@ class LocalModel:
             max_batch_size=max_batch_size,
             latency_curve=tuple(curve),
             parity=info.parity,
+            evaluation=info.evaluation,
             provenance=info.provenance,
         )
         self._buffer = np.empty((max_batch_size, *info.input_shape), np.uint8)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
 import manyeyes
@@ -14,6 +15,8 @@ _NUMBER: dict[str, Any] = {"type": "number"}
 _COUNT: dict[str, Any] = {"type": "integer", "minimum": 0}
 _FREE: dict[str, Any] = {"type": "object", "additionalProperties": True}
 _TEXT_OR_NONE: dict[str, Any] = {"type": ["string", "null"]}
+_SHARE: dict[str, Any] = {"type": "number", "minimum": 0, "maximum": 1}
+_SHARE_OR_NONE: dict[str, Any] = {"type": ["number", "null"], "minimum": 0, "maximum": 1}
 
 
 def _object(required: dict[str, Any], optional: dict[str, Any] | None = None) -> dict[str, Any]:
@@ -59,7 +62,26 @@ _SCHEMAS: dict[str, Any] = {
             "max_batch_size": _COUNT,
             "latency_ms_by_batch_size": _FREE,
             "parity": _FREE,
+            "evaluation": {"anyOf": [_ref("Evaluation"), {"type": "null"}]},
             "provenance": _FREE,
+        }
+    ),
+    "Evaluation": _object(
+        {
+            "dataset": _TEXT,
+            "dataset_fingerprint": _TEXT,
+            "split": _TEXT,
+            "num_examples": _COUNT,
+            "confidence": _SHARE,
+            "accuracy": _SHARE,
+            "accuracy_interval": {**_list(_SHARE), "minItems": 2, "maxItems": 2},
+            "top_k_accuracy": {"type": "object", "additionalProperties": _SHARE},
+            "macro_f1": _SHARE,
+            # By label.
+            "precision": _list(_SHARE_OR_NONE),
+            "recall": _list(_SHARE_OR_NONE),
+            "f1": _list(_SHARE_OR_NONE),
+            "support": _list(_COUNT),
         }
     ),
     "Models": _object(
@@ -172,6 +194,7 @@ def card_to_dict(card: ModelCard) -> dict[str, Any]:
         "max_batch_size": card.max_batch_size,
         "latency_ms_by_batch_size": {str(size): round(1e3 * seconds, 3) for size, seconds in card.latency_curve},
         "parity": card.parity,
+        "evaluation": card.evaluation and dataclasses.asdict(card.evaluation),
         "provenance": card.provenance,
     }
 
