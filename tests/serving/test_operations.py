@@ -22,6 +22,7 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from manyeyes import config
+from manyeyes.imaging.preprocessing import Preprocessing
 from manyeyes.recognition.bundle import Bundle, Evaluation
 from manyeyes.serving.metrics import Counter, Histogram, Metrics
 
@@ -41,11 +42,16 @@ def _total(metrics: dict[str, dict[frozenset, float]], name: str, **labels: str)
     return sum(value for found, value in metrics.get(name, {}).items() if wanted <= found)
 
 
-def test_models_are_listed_with_the_figures_of_their_evaluation(client: httpx.Client, evaluated_bundle: str) -> None:
+def test_models_are_listed_with_their_preprocessing_and_the_figures_of_their_evaluation(
+    client: httpx.Client, evaluated_bundle: str
+) -> None:
     (model,) = client.get("/v1/models").json()["models"]
-    figures = Bundle.load(evaluated_bundle).info.evaluation
-    assert figures is not None
-    assert config.from_dict(Evaluation, model["versions"][0]["evaluation"]) == figures
+    info = Bundle.load(evaluated_bundle).info
+    assert info.evaluation is not None
+    assert config.from_dict(Evaluation, model["versions"][0]["evaluation"]) == info.evaluation
+    # A program that prepares its own tensors for /v2 needs to know how.
+    preprocessing = Preprocessing.from_dict(model["versions"][0]["preprocessing"])
+    assert preprocessing.fingerprint == info.preprocessing_fingerprint
 
 
 def test_the_metrics_count_what_was_asked(client: httpx.Client, images: dict[str, bytes]) -> None:

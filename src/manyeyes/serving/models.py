@@ -34,6 +34,7 @@ class ModelCard:
     Attributes:
         name, version: by which requests choose it.
         fingerprint: of the bundle.
+        preprocessing: from an image to the model's input (see imaging.Preprocessing.to_dict).
         input_shape: (height, width, channels) in pixels.
         backend, precision: what it runs by and in.
         temperature: logits are divided by it before softmax.
@@ -46,6 +47,7 @@ class ModelCard:
     version: str
     fingerprint: str
     class_names: tuple[str, ...]
+    preprocessing: dict[str, Any]
     input_shape: tuple[int, int, int]
     backend: str
     precision: str
@@ -133,6 +135,7 @@ class LocalModel:
             version=version,
             fingerprint=info.fingerprint,
             class_names=info.class_names,
+            preprocessing=info.preprocessing,
             input_shape=info.input_shape,
             backend=predictor.backend.name,
             precision=predictor.backend.precision,
