@@ -20,7 +20,7 @@ from manyeyes.data.ingest import IngestSettings, ingest
 from manyeyes.engines.inline import InlineEngine
 from manyeyes.engines.local import LocalEngine
 from manyeyes.errors import DatasetError, EngineError, ManyeyesError, UsageError
-from manyeyes.evaluation import evaluate as evaluate_module
+from manyeyes.evaluation import tasks
 from manyeyes.evaluation.evaluate import evaluate
 from manyeyes.evaluation.recogniser import Recogniser
 
@@ -103,7 +103,7 @@ def test_any_number_of_workers_and_any_cut_give_the_same_numbers(
     model = small_run if kind == "run" else small_bundle
     out = str(tmp_path / "out")
     whole = evaluate(model, small_dataset, split="train", out=out, engine=InlineEngine())
-    monkeypatch.setattr(evaluate_module, "TASK_EXAMPLES", 1)
+    monkeypatch.setattr(tasks, "TASK_EXAMPLES", 1)
     drawn = []
     parted = evaluate(
         model, small_dataset, split="train", out=out, engine=LocalEngine(2), on_progress=lambda *n: drawn.append(n)
@@ -118,7 +118,7 @@ def test_the_manifest_of_a_dataset_is_read_once_however_many_tasks_there_are(sma
     monkeypatch.setattr(
         Dataset, "verify", lambda dataset, how="full": (opened.append(dataset.uri), verify(dataset, how))
     )
-    monkeypatch.setattr(evaluate_module, "TASK_EXAMPLES", 1)
+    monkeypatch.setattr(tasks, "TASK_EXAMPLES", 1)
     assert evaluate(small_bundle, small_dataset, split="train", engine=InlineEngine()).metrics.num_examples == 96
     assert opened == [small_dataset]
 
@@ -164,7 +164,7 @@ class ForgetfulEngine(InlineEngine):
 
 
 def test_a_lost_task_is_noticed(small_run, small_dataset, monkeypatch, tmp_path):
-    monkeypatch.setattr(evaluate_module, "TASK_EXAMPLES", 1)
+    monkeypatch.setattr(tasks, "TASK_EXAMPLES", 1)
     with pytest.raises(EngineError, match="16 examples were evaluated, but the split 'test' has 30"):
         evaluate(small_run, small_dataset, engine=ForgetfulEngine(), out=str(tmp_path))
 

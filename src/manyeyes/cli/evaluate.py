@@ -21,6 +21,9 @@ def command(
         str | None,
         typer.Option("--out", "-o", help="Directory for numbers and pictures; default for a run: in the run."),
     ] = None,
+    predictions: Annotated[
+        bool, typer.Option("--predictions", help="Also keep what the model says of every example, as Parquet.")
+    ] = False,
     batch_size: Annotated[int, typer.Option(help="Images that the model takes at once.")] = 64,
     confidence: Annotated[float, typer.Option(help="Of the intervals.")] = 0.95,
     engine: Annotated[
@@ -62,6 +65,7 @@ def command(
             batch_size=batch_size,
             confidence=confidence,
             out=out,
+            predictions=predictions,
             on_progress=lambda num_done, total: progress.update(task, completed=num_done, total=total),
         )
     if json_output:

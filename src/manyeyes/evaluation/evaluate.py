@@ -8,19 +8,17 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
-import numpy as np
-
 import manyeyes
 from manyeyes import config, storage
-from manyeyes.data.dataset import Dataset, Split
-from manyeyes.data.manifest import ShardInfo
+from manyeyes.data.dataset import Dataset
 from manyeyes.engines.base import Engine
 from manyeyes.engines.registry import create_engine
-from manyeyes.errors import DatasetError, EngineError, ImageError, ManyeyesError, MissingExtraError, UsageError
+from manyeyes.errors import DatasetError, EngineError, MissingExtraError, UsageError
 from manyeyes.evaluation import plots
 from manyeyes.evaluation.metrics import ClassificationSums, Summary, summarize
+from manyeyes.evaluation.predictions import DIRECTORY_NAME
 from manyeyes.evaluation.recogniser import Kind, Recogniser
-from manyeyes.imaging.preprocessing import Preprocessing
+from manyeyes.evaluation.tasks import Job, Part, cut, evaluate_part
 from manyeyes.recognition.inputs import remaining_preprocessing
 from manyeyes.training.run import METRICS_NAME
 
@@ -29,8 +27,6 @@ FORMAT_VERSION = 1
 RESULT_NAME = "evaluation.json"
 CONFUSION_MATRIX_NAME = "confusion_matrix.png"
 LEARNING_CURVES_NAME = "learning_curves.png"
-# A task has at least so many examples where its shard has, so that small row groups don't make small tasks.
-TASK_EXAMPLES = 2048
 
 
 @dataclass(frozen=True)
@@ -75,6 +71,7 @@ def evaluate(
     batch_size: int = 64,
     confidence: float = 0.95,
     out: str | None = None,
+    predictions: bool = False,
     on_progress: Callable[[int, int], None] | None = None,
 ) -> EvaluationResult:
     """Measure how well a model recognises the examples of a split.
@@ -89,6 +86,8 @@ def evaluate(
         confidence: of the intervals.
         out: directory to write evaluation.json and the pictures to; default: RUN/evaluation/SPLIT/ for a run, nothing
             is written for a bundle.
+        predictions: also keep what the model says of every example, in `out`/predictions/ (see
+            predictions.read_predictions).
         on_progress: called with the number of examples that were handed out so far, and the number of all.
 
     Returns:
@@ -109,18 +108,25 @@ def evaluate(
     data = Dataset(storage.absolute(dataset))
     chosen = data.split(split)
     _require_same_classes(recogniser, data)
-    job = _Job(recogniser, data, remaining_preprocessing(recogniser.preprocessing, data.preprocessing), batch_size)
-    _require_same_shape(job, data)
+    _require_same_shape(recogniser, data)
     if out is None and recogniser.kind == "run":
         out = storage.join(recogniser.uri, "evaluation", split)
     if out is not None:
         out = storage.absolute(out)
         storage.check_writable(out)
+    elif predictions:
+        raise UsageError("Predictions of a bundle need a directory to be kept in. Give one by --out.")
+    kept = storage.join(out, DIRECTORY_NAME) if out is not None else None
+    if kept is not None:
+        # Those of an earlier evaluation would not fit the new numbers.
+        storage.remove(kept, recursive=True)
+    left = remaining_preprocessing(recogniser.preprocessing, data.preprocessing)
+    job = Job(recogniser, data, left, batch_size, kept if predictions else None)
     if engine is None:
         engine = create_engine("inline" if recogniser.kind == "run" else "local")
 
-    parts = _handed_out(_cut(chosen), chosen.num_examples, on_progress)
-    sums = engine.map_reduce(functools.partial(_evaluate_part, job), ClassificationSums.__add__, parts)
+    parts = _handed_out(cut(chosen), chosen.num_examples, on_progress)
+    sums = engine.map_reduce(functools.partial(evaluate_part, job), ClassificationSums.__add__, parts)
     num_evaluated = sums.num_examples if sums else 0
     if sums is None or num_evaluated != chosen.num_examples:
         raise EngineError(
@@ -138,42 +144,12 @@ def evaluate(
         class_names=data.class_names,
         metrics=summarize(sums, data.class_names, confidence),
     )
-    return _write(result, out) if out is not None else result
-
-
-@dataclass(frozen=True)
-class _Job:
-    recogniser: Recogniser
-    dataset: Dataset
-    preprocessing: Preprocessing  # from a stored image to the model's input
-    batch_size: int
-
-
-@dataclass(frozen=True)
-class _Part:
-    """Consecutive row groups of one shard: the examples of one task."""
-
-    shard: ShardInfo
-    row_groups: range
-
-    @property
-    def num_examples(self) -> int:
-        return sum(self.shard.row_group_rows[index] for index in self.row_groups)
-
-
-def _cut(split: Split) -> Iterator[_Part]:
-    for shard in split.shards:
-        start, num_examples = 0, 0
-        for index, num_rows in enumerate(shard.row_group_rows):
-            num_examples += num_rows
-            if num_examples >= TASK_EXAMPLES or index + 1 == len(shard.row_group_rows):
-                yield _Part(shard, range(start, index + 1))
-                start, num_examples = index + 1, 0
+    return _write(result, out, job.predictions) if out is not None else result
 
 
 def _handed_out(
-    parts: Iterator[_Part], num_examples: int, on_progress: Callable[[int, int], None] | None
-) -> Iterator[_Part]:
+    parts: Iterator[Part], num_examples: int, on_progress: Callable[[int, int], None] | None
+) -> Iterator[Part]:
     num_done = 0
     for part in parts:
         if on_progress is not None:
@@ -182,50 +158,6 @@ def _handed_out(
         num_done += part.num_examples
     if on_progress is not None:
         on_progress(num_examples, num_examples)
-
-
-def _evaluate_part(job: _Job, part: _Part) -> ClassificationSums:
-    logits_of = job.recogniser.load(job.batch_size)
-    sums = ClassificationSums.zero(len(job.recogniser.class_names))
-    for images, labels in _batches(job, part):
-        logits = logits_of(images)
-        try:
-            sums += ClassificationSums.from_logits(logits, labels)
-        except ValueError as error:
-            raise ManyeyesError(
-                f"{job.recogniser.uri} can't be evaluated on {job.dataset.shard_uri(part.shard)}: {error}"
-            ) from None
-    return sums
-
-
-def _batches(job: _Job, part: _Part) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """Yield (uint8 images, int32 labels) of batch_size examples, the last of fewer."""
-    images: list[np.ndarray] = []
-    labels: list[int] = []
-    with job.dataset.open_shard(part.shard) as reader:
-        for index in part.row_groups:
-            rows = reader.read(index)
-            for path, stored, label in zip(rows.paths, rows.images, rows.labels.tolist(), strict=True):
-                images.append(_preprocess(job, path, stored))
-                labels.append(label)
-                if len(images) == job.batch_size:
-                    yield np.stack(images), np.array(labels, np.int32)
-                    images, labels = [], []
-    if images:
-        yield np.stack(images), np.array(labels, np.int32)
-
-
-def _preprocess(job: _Job, path: str, stored: np.ndarray | bytes) -> np.ndarray:
-    try:
-        image = job.preprocessing(stored) if isinstance(stored, bytes) else job.preprocessing.apply(stored)
-    except ImageError as error:
-        raise DatasetError(f"{job.dataset.uri}: {path} can't be decoded ({error}). Ingest again.") from None
-    if image.shape != job.recogniser.input_shape:
-        raise DatasetError(
-            f"{job.dataset.uri}: {path} becomes an image of {image.shape}, but {job.recogniser.uri} takes "
-            f"{job.recogniser.input_shape}. Ingest with the size that the model was trained with."
-        )
-    return image
 
 
 def _require_same_classes(recogniser: Recogniser, data: Dataset) -> None:
@@ -251,11 +183,11 @@ def _require_same_classes(recogniser: Recogniser, data: Dataset) -> None:
     )
 
 
-def _require_same_shape(job: _Job, data: Dataset) -> None:
-    channels = job.recogniser.input_shape[2]
+def _require_same_shape(recogniser: Recogniser, data: Dataset) -> None:
+    channels = recogniser.input_shape[2]
     if data.manifest.encoding == "raw" and data.image_shape is not None and data.image_shape[2] != channels:
         raise DatasetError(
-            f"{data.uri} stores pixels with {data.image_shape[2]} channels, but {job.recogniser.uri} takes {channels}. "
+            f"{data.uri} stores pixels with {data.image_shape[2]} channels, but {recogniser.uri} takes {channels}. "
             f"Ingest with {channels} channels."
         )
 
@@ -265,11 +197,13 @@ def _listed(class_names: list[str], most: int = 5) -> str:
     return shown + (f" and {len(class_names) - most} more" if len(class_names) > most else "")
 
 
-def _write(result: EvaluationResult, out: str) -> EvaluationResult:
+def _write(result: EvaluationResult, out: str, predictions: str | None) -> EvaluationResult:
     values = result.to_dict()
     del values["files"], values["notices"]
     files = [storage.join(out, RESULT_NAME)]
     storage.write_json(files[0], values)
+    if predictions is not None:
+        files.append(predictions)
     notices = []
     metrics_uri = storage.join(result.model, METRICS_NAME)
     try:
