@@ -100,6 +100,9 @@ def test_a_slow_model_is_asked_fewer_times_so_that_the_time_is_kept(small_bundle
         saliency(predictor, _noise(), max_seconds=0.5)
         num_images.append(slow.num_images - 1)
     assert num_images == [288, 144, 64, 32]
+    slow.num_images = 0
+    saliency(predictor, _noise(), 1, max_seconds=0.5)
+    assert slow.num_images == 32, "a label that is known is not asked for"
 
 
 @pytest.mark.parametrize("channels", [1, 3])
@@ -108,10 +111,12 @@ def test_the_overlay_is_a_png_of_the_image_with_the_decisive_part_in_yellow(chan
     found = np.zeros((HEIGHT, WIDTH), np.float32)
     found[:10] = 1
     image = decode(overlay(pixels, found)).astype(int)
-    assert image.shape == (HEIGHT, WIDTH, 3)
-    assert image[:9, :, :2].min() > 150
-    assert image[:9, :, 0].mean() > image[:9, :, 2].mean() + 80
-    assert image[12:, :, 2].mean() > image[12:, :, 0].mean()
+    assert image.shape == (12 * HEIGHT, 12 * WIDTH, 3), "a small image is enlarged, so that people see it"
+    assert image[: 12 * 9, :, :2].min() > 150
+    assert image[: 12 * 9, :, 0].mean() > image[: 12 * 9, :, 2].mean() + 80
+    assert image[12 * 12 :, :, 2].mean() > image[12 * 12 :, :, 0].mean()
+    large = np.full((224, 300, channels), 128, np.uint8)
+    assert decode(overlay(large, np.zeros((224, 300), np.float32))).shape == (224, 300, 3)
 
 
 def test_wrong_arguments_get_one_clear_line(small_bundle: str) -> None:
@@ -121,3 +126,5 @@ def test_wrong_arguments_get_one_clear_line(small_bundle: str) -> None:
             saliency(predictor, _noise(), **arguments)  # type: ignore[arg-type]
     with pytest.raises(UsageError, match="expected uint8"):
         saliency(predictor, cv2.resize(_noise(), (9, 9)))
+    with pytest.raises(UsageError, match="expected uint8"):
+        saliency(predictor, _noise() / 255, 1)

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import concurrent.futures
+import re
 import signal
 import socket
 import struct
@@ -15,8 +16,10 @@ import httpx
 import numpy as np
 import pytest
 
+from manyeyes.imaging.decode import decode
 from manyeyes.recognition.bundle import Bundle
 from manyeyes.recognition.predictor import Predictor
+from manyeyes.recognition.saliency import overlay
 from manyeyes.serving.settings import ServeSettings
 
 
@@ -69,6 +72,14 @@ def test_the_page_is_one_file_that_may_load_nothing_from_elsewhere(client: Any) 
     assert "default-src 'none'" in response.headers["content-security-policy"]
     assert 'src="http' not in response.text
     assert 'href="http' not in response.text
+
+
+def test_the_legend_of_the_page_has_the_colours_of_the_overlay(client: Any) -> None:
+    (gradient,) = re.findall(r"linear-gradient\(90deg, (#[^)]+)\)", client.get("/").text)
+    stops = np.array([list(bytes.fromhex(stop[1:])) for stop in gradient.split(", ")])
+    shown = overlay(np.zeros((224, 256, 1), np.uint8), np.tile(np.linspace(0, 1, 256, dtype=np.float32), (224, 1)), 1)
+    places = np.linspace(0, 255, len(stops)).round().astype(int)
+    np.testing.assert_allclose(decode(shown)[0, places], stops, atol=3)
 
 
 @pytest.mark.parametrize(

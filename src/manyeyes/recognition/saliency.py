@@ -25,6 +25,8 @@ _RIDGE = 0.5
 # The blur that takes detail away, as a share of the longer side. Blur keeps brightness and colour of the surroundings,
 # which a grey patch does not: a patch is a thing by itself, which the model may take for something.
 _BLUR = 1 / 8
+# Of the shorter side of a picture, so that people see it.
+_MIN_SIDE = 224
 
 
 def saliency(
@@ -51,10 +53,13 @@ def saliency(
     Raises:
         UsageError: the pixels are no model input, there is no such label, or no such level.
     """
-    probabilities = predictor.probabilities(pixels[None])
-    label = int(probabilities[0].argmax()) if label is None else label
-    if not 0 <= label < probabilities.shape[1]:
-        raise UsageError(f"There is no label {label}: the model has {probabilities.shape[1]} classes, from 0 on.")
+    info = predictor.bundle.info
+    if pixels.dtype != np.uint8 or pixels.shape != info.input_shape:
+        raise UsageError(f"The image is {pixels.dtype} {pixels.shape}; expected uint8 {info.input_shape}.")
+    if label is None:
+        label = int(predictor.logits(pixels[None])[0].argmax())
+    if not 0 <= label < len(info.class_names):
+        raise UsageError(f"There is no label {label}: the model has {len(info.class_names)} classes, from 0 on.")
     if level is not None and not 0 <= level < len(_LEVELS):
         raise UsageError(f"level={level} is not one of {', '.join(map(str, range(len(_LEVELS))))}.")
     height, width = pixels.shape[:2]
@@ -79,7 +84,7 @@ def saliency(
 
 
 def overlay(pixels: np.ndarray, saliency_map: np.ndarray, strength: float = 0.7) -> bytes:
-    """Lay a map over its image, as a PNG of the size of the image.
+    """Lay a map over its image, as a PNG: of the size of the image, or of a multiple of it for a small one.
 
     The colours are those of cividis, which look alike with and without colour blindness: yellow is what decided.
 
@@ -92,7 +97,11 @@ def overlay(pixels: np.ndarray, saliency_map: np.ndarray, strength: float = 0.7)
     image = np.repeat(pixels, 3, axis=2) if pixels.shape[2] == 1 else pixels[:, :, ::-1]
     # The image itself goes grey, or its own colours would be read as the map's.
     grey = np.repeat(cv2.cvtColor(np.ascontiguousarray(image), cv2.COLOR_BGR2GRAY)[:, :, None], 3, axis=2)
-    done, encoded = cv2.imencode(".png", cv2.addWeighted(heat, strength, grey, 1 - strength, 0))
+    picture = cv2.addWeighted(heat, strength, grey, 1 - strength, 0)
+    factor = -(-_MIN_SIDE // min(picture.shape[:2]))
+    if factor > 1:
+        picture = cv2.resize(picture, None, fx=factor, fy=factor, interpolation=cv2.INTER_NEAREST)
+    done, encoded = cv2.imencode(".png", picture)
     if not done:
         raise RuntimeError("OpenCV can't encode PNG")
     return encoded.tobytes()

@@ -12,7 +12,8 @@ from collections.abc import Callable, Coroutine
 from typing import Any
 
 import manyeyes
-from manyeyes.serving import docs_page, metrics, openapi, pictures, v2
+from manyeyes.recognition.saliency import overlay
+from manyeyes.serving import docs_page, metrics, openapi, v2
 from manyeyes.serving.catalog import Catalog, Choice
 from manyeyes.serving.forms import read_form
 from manyeyes.serving.jobs import OVERLOADED, Failure, Job
@@ -287,7 +288,7 @@ class App(Application):
         if isinstance(explanation, Failure):
             return self._to_response(explanation)
         if parameters.format == "png":
-            return Response(200, pictures.overlay_png(explanation), b"image/png")
+            return Response(200, overlay(explanation.pixels, explanation.saliency), b"image/png")
         return _json(
             {
                 "label": explanation.label,

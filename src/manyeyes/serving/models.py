@@ -217,7 +217,7 @@ class LocalModel:
         except ImageError as error:
             return Failure.of_image(error)
         if label is None:
-            label = int(np.argmax(self._predictor.logits(pixels[None])[0]))
+            label = int(self._predictor.logits(pixels[None])[0].argmax())
         return Explanation(label, saliency(self._predictor, pixels, label), pixels)
 
     def _prepare(self, job: Job) -> np.ndarray | None:
