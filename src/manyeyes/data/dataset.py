@@ -247,12 +247,7 @@ class ShardReader:
             DatasetError: a page fails its checksum.
             OSError: a remote file system does not give it here and now.
         """
-        try:
-            table = self._file.read_row_group(index, columns=list(columns), use_threads=False)
-        except (pa.ArrowException, OSError) as error:
-            if storage.is_transient(error, self.uri):
-                raise
-            raise DatasetError(f"{self.uri} fails its checksum in row group {index}: {error}. {_MEND}") from None
+        table = self.read_table(index, columns)
         image = table.column("image").combine_chunks()
         if isinstance(image, pa.ChunkedArray):
             image = image.chunk(0)
@@ -271,6 +266,20 @@ class ShardReader:
             pixels = np.frombuffer(data_buffer, dtype=np.uint8)[offsets[0] : offsets[-1]]
             images = pixels.reshape(len(encoded), *self._raw_shape)
         return RowGroup(images, labels, paths, groups)
+
+    def read_table(self, index: int, columns: Sequence[str]) -> pa.Table:
+        """Read some columns of row group `index` as they are: "label", "group", "phash", "image.path" …
+
+        Raises:
+            DatasetError: a page fails its checksum.
+            OSError: a remote file system does not give it here and now.
+        """
+        try:
+            return self._file.read_row_group(index, columns=list(columns), use_threads=False)
+        except (pa.ArrowException, OSError) as error:
+            if storage.is_transient(error, self.uri):
+                raise
+            raise DatasetError(f"{self.uri} fails its checksum in row group {index}: {error}. {_MEND}") from None
 
 
 class ViewReader:
@@ -304,6 +313,11 @@ class ViewReader:
         """See ShardReader."""
         group, rows = self._groups[index]
         return self._reader.read(group, columns).take(rows)
+
+    def read_table(self, index: int, columns: Sequence[str]) -> pa.Table:
+        """See ShardReader."""
+        group, rows = self._groups[index]
+        return self._reader.read_table(group, columns).take(pa.array(rows))
 
 
 # Shards on remote file systems that stay open, the longest unused first: opening one takes requests of its own, and row
