@@ -1,0 +1,259 @@
+"""Which examples of a dataset show the same picture: exact copies and near ones (encoded again, resized, cropped).
+
+Hashes come from the shards by an engine's map; near pairs of hashes from sorting them (`near_hashes`); what a hash only
+suspects, a thumbnail decides. The result depends on the examples alone: not on their order, the shards or the engine.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import cv2
+import numpy as np
+
+from manyeyes.data.dataset import Dataset, ShardReader, ViewReader
+from manyeyes.data.manifest import ShardInfo
+from manyeyes.data.near_hashes import MAX_DISTANCE, TooManyPairsError, connected, near_pairs
+from manyeyes.engines.base import Engine
+from manyeyes.engines.registry import create_engine
+from manyeyes.errors import DatasetError, ImageError, UsageError
+from manyeyes.imaging.decode import inspect
+from manyeyes.imaging.phash import perceptual_hash
+
+# Measured: docs/decisions/0130-audit.md.
+DEFAULT_DISTANCE = 4
+_MIN_CORRELATION = 0.99
+# A hash of a photo has 32 bits set; a flat image's has one, a plain gradient's few: such a hash is no likeness.
+_MIN_BITS_SET = 12
+_THUMBNAIL_SIDE = 16
+# Of different images with one and the same hash, so many are compared with others.
+_MAX_LOOKS = 16
+_COMPARE_CHUNK = 1 << 16
+
+
+@dataclass(frozen=True)
+class Duplicates:
+    """Who is whose duplicate; examples are numbered through all shards of the manifest, in its order.
+
+    Attributes:
+        clusters: int64 (n,): the smallest number of the cluster that the example is in; -1 where it is alone.
+        copies: int64 (n,): the same for exact copies only, which have the same stored content. Copies are always in one
+            cluster.
+        distance: of hashes that were compared: less than asked for where so many lie close that it would say nothing.
+        num_flat: examples whose hash says too little to be compared (flat images): these have exact copies only.
+    """
+
+    clusters: np.ndarray
+    copies: np.ndarray
+    distance: int
+    num_flat: int
+
+
+def find_duplicates(dataset: Dataset, engine: Engine | None = None, distance: int = DEFAULT_DISTANCE) -> Duplicates:
+    """Find the exact and near duplicates among all examples of a dataset, over all its splits.
+
+    Two examples are exact copies if their stored content is the same, byte by byte. They are near duplicates if their
+    perceptual hashes differ in at most `distance` bits and their grey thumbnails correlate to at least 0.99. Clusters
+    are what is connected by either. This process holds 16 bytes per example, and 300 per example with a suspect hash.
+
+    Args:
+        engine: where the shards are read; default: local, a worker per core.
+        distance: 0 to 8 bits.
+
+    Raises:
+        UsageError: the distance is out of range.
+        DatasetError: a shard is damaged.
+    """
+    if not 0 <= distance <= MAX_DISTANCE:
+        raise UsageError(f"A distance of {distance} bits is not possible. Use 0 to {MAX_DISTANCE}.")
+    engine = engine or create_engine()
+    shards = dataset.manifest.shards
+    parts = engine.map(functools.partial(_read_hashes, dataset), shards)
+    hashes = np.concatenate([np.empty(0, np.uint64), *(np.frombuffer(part, np.uint64) for part in parts)])
+    del parts
+    unique, which, counts = np.unique(hashes, return_inverse=True, return_counts=True)
+    is_flat = np.bitwise_count(unique) < _MIN_BITS_SET
+    pairs, distance = _suspect_pairs(unique, is_flat, distance)
+    is_suspect = counts > 1
+    is_suspect[pairs.ravel()] = True
+    suspects = np.flatnonzero(is_suspect[which])
+    looks = _read_looks(dataset, engine, suspects)
+    of_suspects = which[suspects]
+    copies = _group_copies(of_suspects, looks.digests)
+    edges = [np.stack([np.arange(len(suspects)), copies], axis=1)]
+    edges += _near_edges(of_suspects, copies, looks, pairs, is_flat)
+    clusters = connected(len(suspects), np.concatenate(edges))
+    return Duplicates(
+        clusters=_of_all(len(hashes), suspects, clusters),
+        copies=_of_all(len(hashes), suspects, copies),
+        distance=distance,
+        num_flat=int(counts[is_flat].sum()),
+    )
+
+
+def _suspect_pairs(unique: np.ndarray, is_flat: np.ndarray, distance: int) -> tuple[np.ndarray, int]:
+    """Pairs of numbers of hashes that are near, and the distance that was possible."""
+    telling = np.flatnonzero(~is_flat)
+    for within in range(distance, -1, -1):
+        try:
+            return telling[near_pairs(unique[telling], within)], within
+        except TooManyPairsError:
+            continue
+    raise AssertionError("at distance 0 there are no pairs")
+
+
+def _of_all(num_examples: int, suspects: np.ndarray, smallest: np.ndarray) -> np.ndarray:
+    """From the suspects' numbering to that of all examples; -1 for who is alone."""
+    result = np.full(num_examples, -1, np.int64)
+    shared = np.bincount(smallest, minlength=len(suspects))[smallest] > 1
+    result[suspects[shared]] = suspects[smallest[shared]]
+    return result
+
+
+@dataclass(frozen=True)
+class _Looks:
+    """Of n images: uint64 (n,) digests of their content; float32 (n, 256) thumbnails of mean 0 and norm 1."""
+
+    digests: np.ndarray
+    thumbnails: np.ndarray
+
+
+def _read_hashes(dataset: Dataset, shard: ShardInfo) -> bytes:
+    """The perceptual hashes of a shard; as bytes, which every engine carries without a copy of a copy."""
+    hashes: list[int] = []
+    with dataset.open_shard(shard) as reader:
+        for index in range(len(shard.row_group_rows)):
+            table = reader.read_table(index, ("phash",))
+            if table.column_names:
+                hashes += table.column("phash").to_pylist()
+            else:  # written by other means than an ingest
+                images = reader.read(index, ("image", "label")).images
+                hashes += [perceptual_hash(pixels_of(dataset, image)[0]) for image in images]
+    return np.array(hashes, np.int64).tobytes()
+
+
+def pixels_of(dataset: Dataset, stored: np.ndarray | bytes, path: str = "an image") -> tuple[np.ndarray, int, int]:
+    """Look at a stored image, at a reduced size where that is cheaper.
+
+    Returns:
+        uint8 (height, width, channels), and the height and width in pixels that it has in full.
+
+    Raises:
+        DatasetError: it can't be decoded.
+    """
+    if not isinstance(stored, bytes):
+        return stored, *stored.shape[:2]
+    preprocessing = dataset.preprocessing
+    try:
+        return inspect(stored, channels=preprocessing.channels, background=preprocessing.background)
+    except ImageError as error:
+        raise DatasetError(f"{dataset.uri}: {path} can't be decoded ({error}). Ingest again.") from None
+
+
+def _read_looks(dataset: Dataset, engine: Engine, suspects: np.ndarray) -> _Looks:
+    parts = engine.map(functools.partial(_look, dataset), _cut(dataset, suspects))
+    digests = b"".join(digests for digests, _ in parts)
+    thumbnails = np.frombuffer(b"".join(thumbnails for _, thumbnails in parts), np.uint8).astype(np.float32)
+    thumbnails = thumbnails.reshape(-1, _THUMBNAIL_SIDE**2)
+    thumbnails -= thumbnails.mean(axis=1, keepdims=True)
+    norms = np.linalg.norm(thumbnails, axis=1, keepdims=True)
+    return _Looks(np.frombuffer(digests, np.uint64), thumbnails / np.maximum(norms, 1e-6))
+
+
+@dataclass(frozen=True)
+class _Part:
+    """Rows of one shard to look at."""
+
+    shard: ShardInfo
+    rows: np.ndarray
+
+
+def _cut(dataset: Dataset, suspects: np.ndarray) -> Iterator[_Part]:
+    start = 0
+    for shard in dataset.manifest.shards:
+        first, last = np.searchsorted(suspects, (start, start + shard.num_rows))
+        if last > first:
+            yield _Part(shard, suspects[first:last] - start)
+        start += shard.num_rows
+
+
+def _look(dataset: Dataset, part: _Part) -> tuple[bytes, bytes]:
+    digests, thumbnails = [], []
+    with dataset.open_shard(part.shard) as reader:
+        for path, image in _rows(reader, part):
+            content = image if isinstance(image, bytes) else np.ascontiguousarray(image).data
+            digests.append(hashlib.blake2b(content, digest_size=8).digest())
+            thumbnails.append(_thumbnail(pixels_of(dataset, image, path)[0]).tobytes())
+    return b"".join(digests), b"".join(thumbnails)
+
+
+def _rows(reader: ShardReader | ViewReader, part: _Part) -> Iterator[tuple[str, np.ndarray | bytes]]:
+    start = 0
+    for index, num_rows in enumerate(part.shard.row_group_rows):
+        chosen = part.rows[(part.rows >= start) & (part.rows < start + num_rows)] - start
+        if len(chosen):
+            group = reader.read(index, ("image", "label"))
+            yield from ((group.paths[row], group.images[row]) for row in chosen.tolist())
+        start += num_rows
+
+
+def _thumbnail(image: np.ndarray) -> np.ndarray:
+    """uint8 (16, 16), grey; by the same way down as the perceptual hash."""
+    small = cv2.resize(image, (128, 128), interpolation=cv2.INTER_LINEAR) if min(image.shape[:2]) > 128 else image
+    small = cv2.resize(small, (_THUMBNAIL_SIDE, _THUMBNAIL_SIDE), interpolation=cv2.INTER_AREA)
+    return cv2.cvtColor(small, cv2.COLOR_RGB2GRAY) if small.ndim == 3 else small
+
+
+def _group_copies(hashes: np.ndarray, digests: np.ndarray) -> np.ndarray:
+    """int64 (n,): for each suspect the first one with the same hash and content."""
+    keys = np.stack([hashes.astype(np.uint64), digests], axis=1)
+    _, first, which = np.unique(keys, axis=0, return_index=True, return_inverse=True)
+    return first[which.ravel()]
+
+
+def _near_edges(
+    hashes: np.ndarray, copies: np.ndarray, looks: _Looks, pairs: np.ndarray, is_flat: np.ndarray
+) -> list[np.ndarray]:
+    """Pairs of suspects whose hashes are equal or near and whose thumbnails agree.
+
+    Among different images of one hash the first in the order of their digests is a look of its own, and so is each that
+    agrees with no look before it; only looks are compared across hashes. So a million frames of one still scene cost a
+    million comparisons and not their square.
+    """
+    distinct = np.flatnonzero((copies == np.arange(len(copies))) & ~is_flat[hashes])
+    distinct = distinct[np.lexsort((looks.digests[distinct], hashes[distinct]))]
+    starts = np.flatnonzero(np.diff(hashes[distinct], prepend=-1))
+    lengths = np.diff(np.append(starts, len(distinct)))
+    edges: list[np.ndarray] = []
+    chosen = np.ones(len(distinct), bool)
+    for start, length in zip(starts[lengths > 1].tolist(), lengths[lengths > 1].tolist(), strict=True):
+        members = distinct[start : start + length]
+        is_look = np.zeros(length, bool)
+        open_ = np.arange(length)
+        while len(open_) and is_look.sum() < _MAX_LOOKS:
+            look, others = open_[0], open_[1:]
+            is_look[look] = True
+            agree = looks.thumbnails[members[others]] @ looks.thumbnails[members[look]] >= _MIN_CORRELATION
+            same = members[others[agree]]
+            edges.append(np.stack([np.full(len(same), members[look]), same], axis=1))
+            open_ = others[~agree]
+        chosen[start : start + length] = is_look
+    distinct = distinct[chosen]
+    # The looks of hash h are distinct[begin[h] : begin[h] + count[h]].
+    begin = np.searchsorted(hashes[distinct], np.arange(len(is_flat)))
+    count = np.bincount(hashes[distinct], minlength=len(is_flat))
+    for at in range(0, len(pairs), _COMPARE_CHUNK):
+        one, other = pairs[at : at + _COMPARE_CHUNK].T
+        num = count[one] * count[other]
+        which = np.repeat(np.arange(len(one)), num)
+        within = np.arange(len(which)) - np.repeat(np.cumsum(num) - num, num)
+        first = distinct[begin[one[which]] + within // count[other[which]]]
+        second = distinct[begin[other[which]] + within % count[other[which]]]
+        for part in range(0, len(first), _COMPARE_CHUNK):
+            a, b = first[part : part + _COMPARE_CHUNK], second[part : part + _COMPARE_CHUNK]
+            agree = np.einsum("ij,ij->i", looks.thumbnails[a], looks.thumbnails[b]) >= _MIN_CORRELATION
+            edges.append(np.stack([a[agree], b[agree]], axis=1))
+    return edges
