@@ -5,9 +5,11 @@ from __future__ import annotations
 import contextlib
 import fnmatch
 import functools
+import math
 import os
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Protocol, TypeVar, runtime_checkable
 
 from manyeyes.errors import UsageError
@@ -113,8 +115,23 @@ def kept_workers(engine: Engine) -> Iterator[None]:
 
 
 def available_cores() -> int:
-    """The number of CPU cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    """The number of CPU cores that this process may use: of those it may run on as many as its quota pays for."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return max(1, math.ceil(min(cores, _cores_of_quota())))
+
+
+def _cores_of_quota(groups: Path = Path("/sys/fs/cgroup"), membership: Path = Path("/proc/self/cgroup")) -> float:
+    """The least cpu.max of this process's control group (v2) and those around it, in cores; infinite without one."""
+    cores = math.inf
+    with contextlib.suppress(OSError, UnicodeDecodeError):
+        named = [line.removeprefix("0::/") for line in membership.read_text().splitlines() if line.startswith("0::/")]
+        for group in (path for name in named for path in (groups / name, *(groups / name).parents)):
+            with contextlib.suppress(OSError, ValueError):  # "max" is no quota; the outermost group has no file
+                quota, period = map(int, (group / "cpu.max").read_text().split())
+                cores = min(cores, quota / period)
+            if group == groups:
+                break
+    return cores
 
 
 def threads_per_worker() -> int:
