@@ -22,9 +22,12 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from manyeyes import config
+from manyeyes.engines.base import THREADS_VARIABLE
 from manyeyes.imaging.preprocessing import Preprocessing
 from manyeyes.recognition.bundle import Bundle, Evaluation
 from manyeyes.serving.metrics import Counter, Histogram, Metrics
+from manyeyes.serving.models import LocalModel
+from manyeyes.serving.settings import ServeSettings
 
 
 def _metrics(client: httpx.Client) -> dict[str, dict[frozenset, float]]:
@@ -164,6 +167,21 @@ def test_a_full_queue_answers_503_with_retry_after_and_goes_on(
         # More images in one request than may wait are refused together.
         assert client.post("/v1/recognize", files=[("image", images[".png"])] * 3).status_code == 503
     assert running.stop() == 0
+
+
+@pytest.mark.parametrize("asked, given", [(None, 3), (1, 1), (2, 2)])
+def test_so_many_threads_decode_and_the_model_has_as_many_as_were_asked_for(
+    small_bundle: str, monkeypatch: pytest.MonkeyPatch, asked: int | None, given: int
+) -> None:
+    monkeypatch.setenv(THREADS_VARIABLE, "3")
+    settings = ServeSettings(num_threads=asked, backend="onnxruntime")
+    model = LocalModel.load(small_bundle, None, None, settings, lambda _, jobs: None)
+    try:
+        assert sum(thread.name.startswith("recognise-") for thread in threading.enumerate()) == given
+        if asked is not None:
+            assert model._predictor.backend.num_threads == asked
+    finally:
+        model.close_now()
 
 
 def test_while_it_drains_it_is_not_ready_but_answers_and_then_ends(

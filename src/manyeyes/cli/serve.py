@@ -36,7 +36,11 @@ def command(
     backend: Annotated[str | None, typer.Option(help="auto, openvino or onnxruntime; default: the bundle's.")] = None,
     workers: Annotated[int, typer.Option(help="Processes that recognise; 1: the server's own.", min=1)] = 1,
     threads: Annotated[
-        int | None, typer.Option(help="Of one call of a model; default: all cores, shared by the workers.", min=1)
+        int | None,
+        typer.Option(
+            help="That decode, and of one call of a model, in each worker; default: all cores, shared by the workers.",
+            min=1,
+        ),
     ] = None,
     max_queue: Annotated[
         int, typer.Option(help="Images that may wait; more get 503.", min=1, rich_help_panel=_LIMITS)

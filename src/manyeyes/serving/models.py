@@ -156,7 +156,7 @@ class LocalModel:
             self._finish,
             max_batch_size=max_batch_size,
             max_waiting=settings.max_queue,
-            num_threads=threads_per_worker(),
+            num_threads=settings.num_threads or threads_per_worker(),
             # The first prediction of a thread is many times slower than the next; no request shall wait for it.
             start_thread=lambda: predictor.warm_up([1, max_batch_size]),
         )

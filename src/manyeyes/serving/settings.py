@@ -30,7 +30,7 @@ class ServeSettings:
         cors_origins: that may use the server from a browser's page; "*" is every one. Default: none.
         tls_cert, tls_key: PEM files; None: no TLS.
         num_workers: processes that recognise; 1: this one.
-        num_threads: of one call of a model; None: all cores, shared by the workers.
+        num_threads: that decode, and of one call of a model, in each worker; None: all cores, shared by the workers.
         backend: None: the one that the bundle prefers.
         poll_seconds: between two looks for new versions.
         keep_versions: the newest so many versions of a model are served.
