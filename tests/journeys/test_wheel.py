@@ -37,7 +37,9 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.mark.slow
 def test_the_wheel_works_in_a_clean_environment(wheel: Path, tmp_path: Path) -> None:
     names = zipfile.ZipFile(wheel).namelist()
-    assert {"manyeyes/serving/page/index.html", "manyeyes/py.typed"} <= set(names)
+    page = {path.name for path in (PROJECT / "src/manyeyes/serving/page").iterdir() if path.is_file()}
+    assert {"index.html", "style.css", "common.js"} <= page
+    assert {"manyeyes/py.typed", *(f"manyeyes/serving/page/{name}" for name in page)} <= set(names)
     assert {name.split("/")[0] for name in names} == {
         "manyeyes",
         wheel.name.removesuffix("-py3-none-any.whl") + ".dist-info",

@@ -72,6 +72,8 @@ def test_the_page_is_one_file_that_may_load_nothing_from_elsewhere(client: Any) 
     assert "default-src 'none'" in response.headers["content-security-policy"]
     assert 'src="http' not in response.text
     assert 'href="http' not in response.text
+    assert "<style>" in response.text
+    assert re.findall(r'<script src|rel="stylesheet"', response.text) == [], "written as several files, sent as one"
 
 
 def test_the_legend_of_the_page_has_the_colours_of_the_overlay(client: Any) -> None:

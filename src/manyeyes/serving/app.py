@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import functools
-import importlib.resources
 import json
 import logging
 import time
@@ -21,6 +20,7 @@ from manyeyes.serving.limits import check_image, cors_headers, has_token
 from manyeyes.serving.messages import Application, Request, Response, header_lines
 from manyeyes.serving.metrics import Metrics
 from manyeyes.serving.models import Model
+from manyeyes.serving.page import read_page
 from manyeyes.serving.parameters import Parameters, read_parameters
 from manyeyes.serving.routes import Route, Router
 from manyeyes.serving.settings import ServeSettings
@@ -54,7 +54,7 @@ class App(Application):
         self._has_workers = has_workers
         self._router = Router()
         self._token = settings.token.encode() if settings.token else None
-        self._page = importlib.resources.files("manyeyes.serving").joinpath("page", "index.html").read_bytes()
+        self._page = read_page()
         self._status_texts: dict[int, str] = {}
         self._explaining = asyncio.Lock()
         self.read_query = functools.lru_cache(maxsize=256)(
