@@ -4,10 +4,10 @@ from collections import Counter
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from manyeyes.data.splits import Fractions, StratifiedSplit, assign_groups, kfold
+from manyeyes.data.splits import Fractions, StratifiedSplit, assign_groups, assign_units, kfold, merge_units
 from manyeyes.errors import UsageError
 
 fractions = st.tuples(st.integers(0, 45), st.integers(0, 45)).map(lambda f: Fractions(f[0] / 100, f[1] / 100))
@@ -98,3 +98,71 @@ def test_no_group_is_in_two_folds(rows, seed):
 def test_more_folds_than_groups_are_refused():
     with pytest.raises(UsageError, match="3 folds of 2 groups"):
         kfold(np.zeros(10, int), ["a", "b"] * 5, 3, 0)
+
+
+def test_what_a_group_or_a_cluster_joins_is_one_unit_with_all_whom_that_connects():
+    groups = ["a", None, "b", "a", None, None, "b"]
+    clusters = np.array([-1, 7, 7, -1, 3, -1, -1])
+    # a: 0, 3; b: 2, 6, joined by a cluster with 1; 4 is the only one of its cluster here.
+    assert merge_units(groups, clusters, 7).tolist() == [0, 1, 1, 0, 4, 5, 1]
+    assert merge_units(None, None, 3).tolist() == [0, 1, 2]
+
+
+rows_with_relations = st.lists(
+    st.tuples(st.integers(0, 3), st.integers(0, 12), st.integers(-1, 12)), min_size=30, max_size=150
+)
+
+
+@settings(deadline=None, max_examples=60)
+@given(rows_with_relations, st.integers(0, 99), st.randoms(use_true_random=False))
+def test_no_group_and_no_cluster_straddles_and_the_order_of_examples_does_not_matter(rows, seed, shuffler):
+    def split(order):
+        labels = np.array([rows[i][0] for i in order])
+        groups = [f"g{rows[i][1]}" if rows[i][1] > 6 else None for i in order]
+        clusters = np.array([rows[i][2] if rows[i][2] > 6 else -1 for i in order])
+        units = merge_units(groups, clusters, len(order))
+        keys = [f"images/{i}.png" for i in order]
+        splits = assign_units(labels, units, {"train": 0.7, "val": 0.2, "test": 0.1}, seed, keys)
+        for relation in (groups, [None if c < 0 else c for c in clusters.tolist()]):
+            for value in set(relation) - {None}:
+                assert len({s for s, of in zip(splits.tolist(), relation, strict=True) if of == value}) == 1
+        return dict(zip(keys, splits.tolist(), strict=True))
+
+    order = list(range(len(rows)))
+    first = split(order)
+    assert len(first) == len(rows) and set(first.values()) <= {0, 1, 2}
+    shuffler.shuffle(order)
+    assert split(order) == first
+
+
+@settings(deadline=None, max_examples=60)
+@given(st.integers(0, 10_000))
+def test_single_examples_make_up_for_what_units_leave_uneven(seed):
+    draw = np.random.default_rng(seed)
+    labels = draw.integers(0, 3, 400)
+    # Every tenth example is in one of 10 units of 4; the others are single.
+    units = np.where(np.arange(400) % 10 == 0, np.arange(400) // 10 % 10, np.arange(400) + 10)
+    shares = {"train": 0.7, "val": 0.2, "test": 0.1}
+    splits = assign_units(labels, units, shares, seed)
+    for label in range(3):
+        counts = np.bincount(splits[labels == label], minlength=3)
+        total = counts.sum()
+        assert np.all(np.abs(counts - total * np.array(list(shares.values()))) <= 1 + 1e-6)
+
+
+@settings(deadline=None, max_examples=50)
+@given(st.lists(st.tuples(st.integers(0, 2), st.integers(-1, 20)), min_size=60, max_size=200), st.integers(0, 99))
+def test_a_cluster_of_duplicates_is_in_one_fold_whatever_its_groups(rows, seed):
+    labels, clusters = np.array(rows).T
+    groups = ["twins" if i in (0, 1) else None for i in range(len(rows))]
+    assume(len(set(merge_units(groups, clusters, len(rows)).tolist())) >= 3)
+    folds = kfold(labels, groups, 3, seed, clusters=clusters)
+    assert folds[0] == folds[1]
+    for cluster in set(clusters.tolist()) - {-1}:
+        assert len(set(folds[clusters == cluster].tolist())) == 1
+
+
+def test_what_the_splits_have_already_counts_when_groups_are_dealt():
+    dealt = {"train": {"a": 70}, "test": {"a": 20}}
+    splits = assign_groups({f"g{i}": {"a": 2} for i in range(5)}, {"train": 0.8, "test": 0.2}, 0, dealt)
+    assert set(splits.values()) == {"train"}

@@ -1,4 +1,4 @@
-"""Splits and folds: deterministic, stratified by label, never cutting a group in two."""
+"""Splits and folds: deterministic, stratified by label, never cutting a group or a cluster of duplicates in two."""
 
 from __future__ import annotations
 
@@ -11,11 +11,14 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from manyeyes.data.near_hashes import connected
 from manyeyes.errors import UsageError
+from manyeyes.imaging.draws import uniforms
 
 # Entries of a class are dealt to the splits in blocks of this length: a block is permuted as a whole.
 _BLOCK = 64
 _SPLITS = ("train", "val", "test")
+_SINGLES_STREAM = 0x0F1D
 
 
 @dataclass(frozen=True)
@@ -77,7 +80,12 @@ def _deal_block(fractions: Fractions, seed: int, label: str, total: int, block: 
     return bytes(splits)
 
 
-def assign_groups(groups: Mapping[str, Mapping[str, int]], shares: Mapping[str, float], seed: int) -> dict[str, str]:
+def assign_groups(
+    groups: Mapping[str, Mapping[str, int]],
+    shares: Mapping[str, float],
+    seed: int,
+    dealt: Mapping[str, Mapping[str, int]] | None = None,
+) -> dict[str, str]:
     """Give whole groups to splits (or folds), as near to the shares of every label as the groups allow.
 
     Greedy: from the largest group to the smallest, each goes where the squared distance to the wanted counts grows
@@ -87,21 +95,22 @@ def assign_groups(groups: Mapping[str, Mapping[str, int]], shares: Mapping[str, 
         groups: group -> label -> number of entries.
         shares: split -> wanted share; they sum to 1.
         seed: breaks ties between groups of one size.
+        dealt: split -> label -> number of entries that it has already, of the same whole that the shares are of.
 
     Returns:
         group -> split.
     """
+    have_of = {split: Counter((dealt or {}).get(split, {})) for split in shares}
     totals: Counter[str] = Counter()
-    for counts in groups.values():
+    for counts in (*groups.values(), *have_of.values()):
         totals.update(counts)
-    dealt: dict[str, Counter[str]] = {split: Counter() for split in shares}
     ordered = sorted(groups, key=lambda group: (-sum(groups[group].values()), _uniform(seed, "group", group), group))
     splits = {}
     for group in ordered:
         counts = groups[group]
 
         def growth(split: str, counts: Mapping[str, int] = counts) -> float:
-            have, share = dealt[split], shares[split]
+            have, share = have_of[split], shares[split]
             return sum(
                 count * (2 * have[label] + count - 2 * share * totals[label]) / totals[label] ** 2
                 for label, count in counts.items()
@@ -109,21 +118,121 @@ def assign_groups(groups: Mapping[str, Mapping[str, int]], shares: Mapping[str, 
 
         # On a tie the least filled split, so that equal groups spread.
         best = min(
-            shares, key=lambda split: (growth(split), dealt[split].total() / shares[split] if shares[split] else np.inf)
+            shares,
+            key=lambda split: (growth(split), have_of[split].total() / shares[split] if shares[split] else np.inf),
         )
-        dealt[best].update(counts)
+        have_of[best].update(counts)
         splits[group] = best
     return splits
 
 
-def kfold(labels: np.ndarray, groups: Sequence[str | None] | None, k: int, seed: int) -> np.ndarray:
-    """Divide examples into `k` folds, stratified by label, whole groups together.
+def merge_units(groups: Sequence[str | None] | None, clusters: np.ndarray | None, num_examples: int) -> np.ndarray:
+    """Find which examples have to stay together: those that share a group or a cluster, and whom that connects.
 
     Args:
-        labels: int array (n,).
+        groups: a name for each example, where None is an example of its own; or None for no groups.
+        clusters: int (n,): the cluster of each example, -1 where it is alone (see duplicates); or None for no clusters.
+
+    Returns:
+        int64 (n,): the lowest index of each example's unit.
+    """
+    edges = [np.empty((0, 2), np.int64)]
+    if groups is not None:
+        first: dict[str, int] = {}
+        pairs = [(i, first.setdefault(name, i)) for i, name in enumerate(groups) if name is not None]
+        edges.append(np.array(pairs, np.int64).reshape(-1, 2))
+    if clusters is not None:
+        members = np.flatnonzero(np.asarray(clusters) >= 0)
+        _, lowest, which = np.unique(np.asarray(clusters)[members], return_index=True, return_inverse=True)
+        edges.append(np.stack([members, members[lowest[which]]], axis=1))
+    return connected(num_examples, np.concatenate(edges))
+
+
+def assign_units(
+    labels: np.ndarray, units: np.ndarray, shares: Mapping[str, float], seed: int, keys: Sequence[str] | None = None
+) -> np.ndarray:
+    """Give every example a split, whole units together, as near to the shares of every label as the units allow.
+
+    Units of several examples go first (see assign_groups); single examples then fill up what each label lacks. Where
+    all are single, every label has its exact share of every split, give or take one example.
+
+    Args:
+        labels: int (n,), at least 0.
+        units: int (n,): examples of one number stay together (see merge_units).
+        shares: split -> wanted share; they sum to 1.
+        seed: of the draws.
+        keys: a name for each example, all different: with them the result does not depend on the examples' order.
+
+    Returns:
+        int32 (n,): the position in `shares` of each example's split.
+    """
+    labels = np.asarray(labels)
+    if keys is None:
+        numbers = np.arange(len(labels))
+    else:
+        digests = b"".join(hashlib.blake2b(_bytes(key), digest_size=8).digest() for key in keys)
+        numbers = np.frombuffer(digests, np.int64)
+    names, weights = list(shares), np.array([shares[split] for split in shares])
+    _, which, sizes = np.unique(units, return_inverse=True, return_counts=True)
+    is_single = sizes[which] == 1
+    splits = np.full(len(labels), -1, np.int32)
+    counts: dict[int, Counter[str]] = {}
+    name_of: dict[int, str] = {}
+    for row in np.flatnonzero(~is_single).tolist():
+        unit = int(which[row])
+        counts.setdefault(unit, Counter())[str(labels[row])] += 1
+        key = str(row) if keys is None else keys[row]
+        name_of[unit] = min(name_of.get(unit, key), key)
+    # Labels in order, so that sums of floats don't depend on that of the examples.
+    split_of = assign_groups({name_of[unit]: dict(sorted(counts[unit].items())) for unit in counts}, shares, seed)
+    for row in np.flatnonzero(~is_single).tolist():
+        splits[row] = names.index(split_of[name_of[int(which[row])]])
+    have = np.bincount(splits[~is_single], minlength=len(names)).astype(float)
+    draws = uniforms(seed, 0, numbers, 1, stream=_SINGLES_STREAM)[:, 0]
+    by_label = np.argsort(labels, kind="stable")
+    for of_one in np.split(by_label, np.flatnonzero(np.diff(labels[by_label])) + 1):
+        rows = of_one[is_single[of_one]]
+        if not len(rows):
+            continue
+        of_label = np.bincount(splits[of_one[~is_single[of_one]]], minlength=len(names))
+        num = _fill(weights * (len(rows) + of_label.sum()) - of_label, len(rows), weights * len(labels) - have)
+        have += num
+        splits[rows[np.argsort(draws[rows], kind="stable")]] = np.repeat(np.arange(len(names)), num)
+    return splits
+
+
+def _fill(lacking: np.ndarray, num: int, lacking_in_all: np.ndarray) -> np.ndarray:
+    """Divide `num` examples of a label so that the squares of what the splits lack of it sum to the least.
+
+    The rest that rounding leaves goes where the fraction is largest; of equals, to whom all labels together lack most.
+    """
+    ordered = np.sort(lacking)[::-1]
+    # The level to which the splits that lack most are filled.
+    levels = (np.cumsum(ordered) - num) / np.arange(1, len(ordered) + 1)
+    wanted = np.maximum(lacking - levels[np.flatnonzero(ordered > levels)[-1]], 0)
+    whole = np.floor(np.round(wanted, 9)).astype(int)
+    order = np.lexsort((-np.round(lacking_in_all - whole, 9), -np.round(wanted - whole, 9)))
+    whole[order[: num - whole.sum()]] += 1
+    return whole
+
+
+def kfold(
+    labels: np.ndarray,
+    groups: Sequence[str | None] | None,
+    k: int,
+    seed: int,
+    clusters: np.ndarray | None = None,
+    keys: Sequence[str] | None = None,
+) -> np.ndarray:
+    """Divide examples into `k` folds, stratified by label, whole groups and clusters together.
+
+    Args:
+        labels: int array (n,), at least 0.
         groups: n group names, where None is an example of its own; or None for no groups.
         k: the number of folds, at least 2.
         seed: of the shuffle.
+        clusters: int array (n,): the cluster of near duplicates of each example, -1 where it is alone (see duplicates).
+        keys: n different names: with them the folds don't depend on the order of the examples.
 
     Returns:
         int32 array (n,): the fold of each example, in [0, k).
@@ -131,28 +240,18 @@ def kfold(labels: np.ndarray, groups: Sequence[str | None] | None, k: int, seed:
     Raises:
         UsageError: k is below 2 or above the number of examples or groups.
     """
-    labels = np.asarray(labels)
-    names = (
-        [f"example {i}" if g is None else f"group {g}" for i, g in enumerate(groups)] if groups is not None else None
-    )
-    num_units = len(labels) if names is None else len(set(names))
+    units = merge_units(groups, clusters, len(labels))
+    num_units = len(np.unique(units))
     if not 2 <= k <= num_units:
-        what = "examples" if names is None else "groups"
+        what = "examples" if num_units == len(labels) else "groups"
         raise UsageError(f"{k} folds of {num_units} {what} are not possible. Use 2 to {num_units}.")
-    if names is not None:
-        counts: dict[str, Counter[str]] = {}
-        for name, label in zip(names, labels.tolist(), strict=True):
-            counts.setdefault(name, Counter())[str(label)] += 1
-        fold_of = assign_groups(counts, {str(fold): 1 / k for fold in range(k)}, seed)
-        return np.array([int(fold_of[name]) for name in names], dtype=np.int32)
-    shuffled = np.random.default_rng(seed).permutation(len(labels))
-    by_label = shuffled[np.argsort(labels[shuffled], kind="stable")]
-    folds = np.empty(len(labels), dtype=np.int32)
-    # Dealing goes on from class to class, so that the folds differ by one example at most.
-    folds[by_label] = np.arange(len(labels)) % k
-    return folds
+    return assign_units(labels, units, {str(fold): 1 / k for fold in range(k)}, seed, keys)
 
 
 def _uniform(seed: int, *words: str) -> float:
-    digest = hashlib.blake2b("/".join((str(seed), *words)).encode("utf-8", "surrogateescape"), digest_size=8).digest()
+    digest = hashlib.blake2b(_bytes("/".join((str(seed), *words))), digest_size=8).digest()
     return int.from_bytes(digest, "big") / 2**64
+
+
+def _bytes(text: str) -> bytes:
+    return text.encode("utf-8", "surrogateescape")
