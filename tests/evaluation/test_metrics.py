@@ -3,18 +3,23 @@
 from __future__ import annotations
 
 import functools
-import json
 import operator
+import pickle
 import warnings
 
 import numpy as np
 import pytest
+import sklearn.calibration
 import sklearn.metrics
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from manyeyes.errors import DataError
+from manyeyes.evaluation import ranking
+from manyeyes.evaluation import sums as sums_module
 from manyeyes.evaluation.metrics import ClassificationSums, summarize
+from manyeyes.evaluation.ranking import score_bins
+from manyeyes.evaluation.sums import UNITS
 
 
 @st.composite
@@ -46,13 +51,21 @@ def softmax(logits: np.ndarray) -> np.ndarray:
 @settings(deadline=None)
 def test_any_sharding_in_any_order_gives_equal_sums(examples, random):
     logits, labels = examples
-    whole = ClassificationSums.from_logits(logits, labels)
+    temperature = random.choice([1.0, 0.7])
+
+    def sums_of(part) -> ClassificationSums:
+        return ClassificationSums.from_logits(
+            logits[part], labels[part], temperature=temperature, example_indices=np.array(part)
+        )
+
+    whole = sums_of(range(len(labels)))
     order = random.sample(range(len(labels)), len(labels))
     cuts = sorted(random.sample(range(len(labels) + 1), min(3, len(labels))))
-    parts = [ClassificationSums.from_logits(logits[part], labels[part]) for part in np.split(order, cuts)]
+    parts = [sums_of(part) for part in np.split(order, cuts)]
     random.shuffle(parts)
     assert functools.reduce(operator.add, parts) == whole
-    assert parts[0] + ClassificationSums.zero(whole.num_classes) == parts[0]
+    assert parts[0] + ClassificationSums.zero(whole.num_classes, temperature) == parts[0]
+    assert pickle.loads(pickle.dumps(whole)) == whole
 
 
 @given(labelled_logits())
@@ -115,11 +128,141 @@ def test_top_k_and_log_loss_equal_those_of_scikit_learn(examples):
         assert summary.log_loss == pytest.approx(expected, abs=1e-9)
 
 
+@given(labelled_logits(), st.sampled_from([1.0, 0.5, 3.0]))
+@settings(deadline=None)
+def test_brier_score_mcc_and_reliability_equal_those_of_scikit_learn(examples, temperature):
+    logits, labels = examples
+    num_classes = logits.shape[1]
+    found = ClassificationSums.from_logits(logits, labels, temperature=temperature)
+    summary = summarize(found, names(num_classes))
+    probabilities = softmax(logits.astype(np.float64) / temperature)
+    predicted = logits.argmax(axis=1)
+    assert summary.mcc == pytest.approx(sklearn.metrics.matthews_corrcoef(labels, predicted), abs=1e-9)
+    brier = np.mean(((probabilities - np.eye(num_classes)[labels]) ** 2).sum(axis=1))
+    assert summary.brier_score == pytest.approx(brier, abs=1e-9)
+    confidences, right = probabilities.max(axis=1), predicted == labels
+    filled = [each for each in summary.calibration.bins if each.num_examples]
+    accuracies, means = sklearn.calibration.calibration_curve(right, np.minimum(confidences, 1), n_bins=15)
+    assert [each.accuracy for each in filled] == pytest.approx(accuracies.tolist(), abs=1e-9)
+    assert [each.confidence for each in filled] == pytest.approx(means.tolist(), abs=1e-9)
+    gaps = [each.num_examples * abs(each.accuracy - each.confidence) for each in filled]
+    assert summary.ece == pytest.approx(sum(gaps) / len(labels), abs=1e-9)
+    assert summary.calibration.temperature == temperature
+    if temperature == 1.0:
+        assert summary.uncalibrated is None
+    else:
+        plain = summarize(ClassificationSums.from_logits(logits, labels), names(num_classes))
+        assert summary.uncalibrated == plain.calibration
+        assert summary.accuracy == plain.accuracy
+
+
 @given(labelled_logits())
 @settings(deadline=None)
-def test_sums_survive_json(examples):
-    sums = ClassificationSums.from_logits(*examples)
-    assert ClassificationSums.from_dict(json.loads(json.dumps(sums.to_dict()))) == sums
+def test_roc_auc_equals_that_of_scikit_learn_on_the_binned_scores(examples):
+    logits, labels = examples
+    num_classes = logits.shape[1]
+    summary = summarize(ClassificationSums.from_logits(logits, labels), names(num_classes))
+    shifted = logits.astype(np.float64) - logits.max(axis=1, keepdims=True)
+    bins = score_bins(np.exp(shifted), shifted)
+    expected = []
+    for found in summary.per_class:
+        of_class = labels == found.label
+        if 0 < of_class.sum() < len(labels):
+            expected.append(sklearn.metrics.roc_auc_score(of_class, bins[:, found.label]))
+            assert found.roc_auc == pytest.approx(expected[-1], abs=1e-9)
+        else:
+            assert found.roc_auc is None
+            assert found.average_precision is None
+    if expected:
+        assert summary.roc_auc == pytest.approx(np.mean(expected), abs=1e-9)
+    else:
+        assert summary.roc_auc is None
+        assert summary.average_precision is None
+
+
+@given(st.integers(2, 60), st.integers(0, 2**32 - 1))
+@settings(deadline=None)
+def test_average_precision_of_scores_in_bins_of_their_own_equals_that_of_scikit_learn(num_examples, seed):
+    draw = np.random.default_rng(seed)
+    labels = draw.integers(0, 2, num_examples)
+    # A step of the grid is wider beyond 8, up to 1.26 at 32.
+    logits = np.stack([np.zeros(num_examples), draw.permutation(num_examples) - num_examples / 2], axis=1)
+    logits[:, 1] *= 1.3
+    summary = summarize(ClassificationSums.from_logits(logits, labels), names(2))
+    for found in summary.per_class:
+        if found.average_precision is not None:
+            scores = logits[:, 1] if found.label == 1 else -logits[:, 1]
+            expected = sklearn.metrics.average_precision_score(labels == found.label, scores)
+            assert found.average_precision == pytest.approx(expected, abs=1e-9)
+
+
+def test_binned_scores_cost_less_than_a_thousandth():
+    draw = np.random.default_rng(0)
+    for num_classes, num_examples in ((2, 1000), (10, 5000), (100, 10_000)):
+        labels = draw.integers(0, num_classes, num_examples)
+        logits = draw.normal(size=(num_examples, num_classes))
+        logits[np.arange(num_examples), labels] += draw.uniform(0, 6, num_examples)
+        summary = summarize(ClassificationSums.from_logits(logits, labels), names(num_classes))
+        probabilities = softmax(logits)
+        truth = np.eye(num_classes)[labels]
+        for found, score in (
+            (summary.roc_auc, sklearn.metrics.roc_auc_score),
+            (summary.average_precision, sklearn.metrics.average_precision_score),
+        ):
+            assert found == pytest.approx(score(truth, probabilities, average="macro"), abs=1e-3)
+
+
+@given(labelled_logits())
+@settings(deadline=None)
+def test_the_figures_of_a_class_move_with_single_examples_as_the_slopes_say(examples):
+    logits, labels = examples
+    num_examples, num_classes = logits.shape
+    found = ClassificationSums.from_logits(logits, labels, example_indices=np.arange(num_examples))
+    ranked = ranking.rank(found.score_counts, found.sample)
+    if ranked.macro_roc_auc is None:
+        return
+    # The jackknife itself: every example a little heavier, one after the other.
+    weight = 1e-5
+    moved = []
+    for bins, label in zip(found.sample.bins, found.sample.labels, strict=True):
+        counts = found.score_counts.astype(np.float64)
+        counts[(np.arange(num_classes) == label).astype(int), np.arange(num_classes), bins] += weight
+        values = [values for values, _ in ranking._figures(counts[:, :, ::-1])]
+        moved.append(np.nanmean(np.array(values), axis=1))
+    unmoved = np.array([ranked.macro_roc_auc, ranked.macro_average_precision])
+    deviations = np.sqrt(num_examples) * np.std((np.array(moved) - unmoved) / weight, axis=0)
+    assert ranked.macro_roc_auc_deviation == pytest.approx(deviations[0], rel=1e-2, abs=1e-4)
+    assert ranked.macro_average_precision_deviation == pytest.approx(deviations[1], rel=1e-2, abs=1e-4)
+
+
+def test_the_sums_of_many_classes_travel_in_a_small_part_of_their_memory():
+    draw = np.random.default_rng(0)
+    labels = draw.integers(0, 300, 500)
+    found = ClassificationSums.from_logits(draw.normal(size=(500, 300)).astype(np.float32), labels)
+    in_memory = found.confusion_matrix.nbytes + found.score_counts.nbytes
+    assert len(pickle.dumps(found)) < in_memory / 10
+
+
+def test_memory_does_not_grow_with_the_examples_that_are_looked_at_at_once(monkeypatch):
+    draw = np.random.default_rng(0)
+    logits, labels = draw.normal(size=(100, 7)), draw.integers(0, 7, 100)
+    whole = ClassificationSums.from_logits(logits, labels, example_indices=np.arange(100))
+    monkeypatch.setattr(sums_module, "_CHUNK_VALUES", 50)
+    assert ClassificationSums.from_logits(logits, labels, example_indices=np.arange(100)) == whole
+
+
+def test_the_sample_is_that_of_the_smallest_hashes_however_parts_are_merged(monkeypatch):
+    monkeypatch.setattr(ranking, "SAMPLE_SIZE", 10)
+    draw = np.random.default_rng(0)
+    logits, labels, indices = draw.normal(size=(90, 3)), draw.integers(0, 3, 90), np.arange(90)
+    parts = [
+        ClassificationSums.from_logits(logits[part], labels[part], example_indices=part)
+        for part in np.split(indices, [5, 50])
+    ]
+    one, other = parts[0] + parts[1] + parts[2], parts[2] + (parts[1] + parts[0])
+    assert one == other
+    assert len(one.sample) == 10
+    assert max(one.sample.example_indices) > 50
 
 
 def test_of_equal_logits_the_lowest_label_is_predicted():
@@ -130,10 +273,10 @@ def test_of_equal_logits_the_lowest_label_is_predicted():
 
 def test_huge_losses_are_summed_exactly():
     logits = np.array([[3e38, -3e38]] * 100, np.float32)
-    one = ClassificationSums.from_logits(logits[:1], np.array([1], np.int32))
-    hundred = ClassificationSums.from_logits(logits, np.ones(100, np.int32))
+    one = ClassificationSums.from_logits(logits[:1], np.array([1], np.int32)).probabilities
+    hundred = ClassificationSums.from_logits(logits, np.ones(100, np.int32)).probabilities
     assert hundred.log_loss_units == 100 * one.log_loss_units
-    assert hundred.log_loss == pytest.approx(6e38, rel=1e-6)
+    assert hundred.log_loss_units / UNITS == pytest.approx(100 * 6e38, rel=1e-6)
 
 
 def test_a_class_without_examples_and_a_class_that_is_never_predicted_are_said():
@@ -166,6 +309,8 @@ def test_bad_logits_and_labels_are_refused(logits, labels, message):
 def test_sums_of_different_classes_and_summaries_of_nothing_are_refused():
     with pytest.raises(ValueError, match="can't be added"):
         ClassificationSums.zero(2) + ClassificationSums.zero(3)
+    with pytest.raises(ValueError, match="can't be added"):
+        ClassificationSums.zero(2) + ClassificationSums.zero(2, temperature=2.0)
     with pytest.raises(DataError, match="no examples"):
         summarize(ClassificationSums.zero(2), ["a", "b"])
     with pytest.raises(DataError, match="3 class names for sums over 2 classes"):

@@ -1,43 +1,159 @@
-"""Wilson score intervals: how far a measured proportion may be from the true one."""
+"""How far measured figures may be from the true ones: Wilson, normal and bootstrap intervals, all from sums."""
 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
 from statistics import NormalDist
 
+import numpy as np
 
-@dataclass(frozen=True)
-class Interval:
-    """The bounds of a proportion, both in [0, 1]."""
+from manyeyes.evaluation.sums import UNITS, ProbabilitySums
+from manyeyes.intervals import Interval, wilson_interval
 
-    low: float
-    high: float
+__all__ = [
+    "Interval",
+    "bounded_interval",
+    "confusion_intervals",
+    "ece_interval",
+    "mean_interval",
+    "symmetric_interval",
+    "wilson_interval",
+]
+
+# Every bootstrap draws by this seed, so that equal sums have equal intervals.
+BOOTSTRAP_SEED = 0
+NUM_REPLICATES = 1000
+# With very many cells fewer replicates are drawn, so that an interval takes seconds at most.
+_MIN_REPLICATES = 200
+_MAX_DRAWS = 20_000_000
+_DRAWS_AT_ONCE = 2_000_000
+
+# From draws (replicates, cells) to figures (figures, replicates).
+Statistics = Callable[[np.ndarray], np.ndarray]
 
 
-def wilson_interval(num_hits: int, num_trials: int, confidence: float = 0.95) -> Interval:
-    """The Wilson score interval of a proportion; it holds for few trials and near 0 and 1, where others fail.
+def mean_interval(total_units: int, square_units: int, num: int, confidence: float) -> Interval | None:
+    """The normal interval of a mean of values >= 0, from their sum and the sum of their squares in units of 2**-40.
+
+    None where there are fewer than two values, or all are equal.
+    """
+    if num < 2:
+        return None
+    # In integers: the difference of large numbers is exact.
+    scaled = num * square_units * UNITS - total_units**2
+    if scaled <= 0:
+        return None
+    mean = total_units / UNITS / num
+    deviation = math.sqrt(scaled / (num * (num - 1))) / UNITS / math.sqrt(num)
+    found = symmetric_interval(mean, deviation, confidence)
+    return found and Interval(max(0.0, found.low), found.high)
+
+
+def symmetric_interval(value: float, deviation: float, confidence: float) -> Interval | None:
+    """The normal interval of a figure with this standard deviation; None where that is 0."""
+    half_width = _quantile(confidence) * deviation
+    return Interval(value - half_width, value + half_width) if half_width > 0 else None
+
+
+def bounded_interval(value: float | None, deviation: float | None, confidence: float) -> Interval | None:
+    """The interval of a figure in (0, 1) that is normal on the scale of its log-odds.
+
+    None where nothing is known of its deviation, or it is at a bound, or does not move at all.
+    """
+    if value is None or not deviation or not 0.0 < value < 1.0:
+        return None
+    center = math.log(value / (1 - value))
+    half_width = _quantile(confidence) * deviation / (value * (1 - value))
+    return Interval(_logistic(center - half_width), _logistic(center + half_width))
+
+
+def confusion_intervals(matrix: np.ndarray, confidence: float) -> dict[str, Interval | None]:
+    """Bootstrap intervals of what depends on the confusion matrix: examples are drawn anew from its cells.
 
     Args:
-        num_hits: in [0, num_trials].
-        num_trials: 0 gives [0, 1]: nothing is known.
-        confidence: how often the interval contains the true proportion; above 0 and below 1.
+        matrix: int64 (num_classes, num_classes), true labels by predicted labels; not empty.
 
-    Raises:
-        ValueError: an argument out of its range.
+    Returns:
+        balanced_accuracy, macro_precision, macro_recall, macro_f1, weighted_f1 and mcc; None where no draw differs from
+        another, as without mistakes.
     """
-    if not 0 <= num_hits <= num_trials:
-        raise ValueError(f"num_hits={num_hits} is not between 0 and num_trials={num_trials}.")
-    if not 0.0 < confidence < 1.0:
-        raise ValueError(f"confidence={confidence} is not between 0 and 1, e.g. 0.95.")
-    if num_trials == 0:
-        return Interval(0.0, 1.0)
-    z = NormalDist().inv_cdf(0.5 + confidence / 2)
-    share = num_hits / num_trials
-    scale = 1 / (1 + z * z / num_trials)
-    center = scale * (share + z * z / (2 * num_trials))
-    half_width = scale * z * math.sqrt(share * (1 - share) / num_trials + (z / (2 * num_trials)) ** 2)
-    # With no or only hits one bound is the estimate itself, which rounding would miss.
-    low = 0.0 if num_hits == 0 else max(0.0, min(center - half_width, share))
-    high = 1.0 if num_hits == num_trials else min(1.0, max(center + half_width, share))
-    return Interval(low, high)
+    rows, columns = np.nonzero(matrix)
+    num_classes, num_examples = len(matrix), int(matrix.sum())
+    diagonal = np.flatnonzero(rows == columns)
+    by_column = np.argsort(columns, kind="stable")
+    row_starts = np.flatnonzero(np.diff(rows, prepend=-1))
+    column_starts = np.flatnonzero(np.diff(columns[by_column], prepend=-1))
+    row_labels, column_labels = rows[row_starts], columns[by_column][column_starts]
+
+    def statistics(draws: np.ndarray) -> np.ndarray:
+        hits, support, predicted = (np.zeros((len(draws), num_classes)) for _ in range(3))
+        hits[:, rows[diagonal]] = draws[:, diagonal]
+        support[:, row_labels] = np.add.reduceat(draws, row_starts, axis=1)
+        predicted[:, column_labels] = np.add.reduceat(draws[:, by_column], column_starts, axis=1)
+        recall = hits / np.maximum(support, 1)
+        f1 = 2 * hits / np.maximum(support + predicted, 1)
+        return np.stack(
+            [
+                recall.sum(axis=1) / (support > 0).sum(axis=1),
+                (hits / np.maximum(predicted, 1)).mean(axis=1),
+                recall.mean(axis=1),
+                f1.mean(axis=1),
+                (f1 * support).sum(axis=1) / num_examples,
+                _mcc(hits.sum(axis=1), support, predicted, num_examples),
+            ]
+        )
+
+    names = ("balanced_accuracy", "macro_precision", "macro_recall", "macro_f1", "weighted_f1", "mcc")
+    found = _bootstrap(matrix[rows, columns], statistics, confidence)
+    return dict(zip(names, found, strict=True))
+
+
+def ece_interval(sums: ProbabilitySums, confidence: float) -> Interval | None:
+    """The bootstrap interval of the expected calibration error; examples keep the mean confidence of their cell."""
+    counts = np.array(sums.bin_counts)
+    cells = np.flatnonzero(counts)
+    confidences = np.array(sums.bin_confidence_units)[cells] / UNITS / counts[cells]
+    gaps, bins = cells % 2 - confidences, cells // 2
+    starts = np.flatnonzero(np.diff(bins, prepend=-1))
+
+    def statistics(draws: np.ndarray) -> np.ndarray:
+        return np.abs(np.add.reduceat(draws * gaps, starts, axis=1)).sum(axis=1)[None] / counts.sum()
+
+    return _bootstrap(counts[cells], statistics, confidence)[0]
+
+
+def _bootstrap(counts: np.ndarray, statistics: Statistics, confidence: float) -> list[Interval | None]:
+    """Percentile intervals of figures of counts, when as many examples are drawn from the cells again and again."""
+    replicates = np.concatenate([statistics(draws) for draws in _draws(counts)], axis=1)
+    tail = (1 - confidence) / 2
+    bounds = np.quantile(replicates, [tail, 1 - tail], axis=1).T
+    return [
+        Interval(float(low), float(high)) if np.ptp(values) > 0 else None
+        for (low, high), values in zip(bounds, replicates, strict=True)
+    ]
+
+
+def _draws(counts: np.ndarray) -> Iterator[np.ndarray]:
+    num_examples = int(counts.sum())
+    random = np.random.default_rng(BOOTSTRAP_SEED)
+    left = max(_MIN_REPLICATES, min(NUM_REPLICATES, _MAX_DRAWS // len(counts)))
+    while left:
+        now = min(left, max(1, _DRAWS_AT_ONCE // len(counts)))
+        yield random.multinomial(num_examples, counts / num_examples, size=now)
+        left -= now
+
+
+def _mcc(num_hits: np.ndarray, support: np.ndarray, predicted: np.ndarray, num_examples: int) -> np.ndarray:
+    covariance = num_hits * num_examples - (support * predicted).sum(axis=1)
+    square = float(num_examples) ** 2
+    spread = (square - (support**2).sum(axis=1)) * (square - (predicted**2).sum(axis=1))
+    return np.divide(covariance, np.sqrt(spread), out=np.zeros(len(num_hits)), where=spread > 0)
+
+
+def _quantile(confidence: float) -> float:
+    return NormalDist().inv_cdf(0.5 + confidence / 2)
+
+
+def _logistic(value: float) -> float:
+    return 1 / (1 + math.exp(-value)) if value > 0 else math.exp(value) / (1 + math.exp(value))

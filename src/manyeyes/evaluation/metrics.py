@@ -2,129 +2,35 @@
 
 from __future__ import annotations
 
-import base64
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 
 import numpy as np
 
 from manyeyes.errors import DataError
+from manyeyes.evaluation import intervals
+from manyeyes.evaluation.costs import mean_cost
 from manyeyes.evaluation.intervals import Interval, wilson_interval
+from manyeyes.evaluation.ranking import Ranked, rank
+from manyeyes.evaluation.sums import MAX_TOP_K, NUM_CALIBRATION_BINS, UNITS, ClassificationSums, ProbabilitySums
 
-# Top-k is counted for k = 1 … MAX_TOP_K.
-MAX_TOP_K = 5
-# Log losses are summed as integers of this unit (1e-12): integer sums, unlike float sums, don't depend on their order.
-_LOG_LOSS_UNITS = 1 << 40
-
-
-@dataclass(frozen=True, eq=False)
-class ClassificationSums:
-    """What is added up over examples. `+` is exact, associative and commutative.
-
-    Attributes:
-        confusion_matrix: int64 (num_classes, num_classes): examples by true label (row) and predicted label (column).
-        top_k_hits: int64 (MAX_TOP_K,): examples whose true label is among the k largest logits, for k = 1, 2, ….
-        log_loss_units: sum of the log losses (natural logarithm) in units of 2**-40.
-    """
-
-    confusion_matrix: np.ndarray
-    top_k_hits: np.ndarray
-    log_loss_units: int
-
-    @classmethod
-    def zero(cls, num_classes: int) -> ClassificationSums:
-        """The sums over no examples."""
-        return cls(np.zeros((num_classes, num_classes), np.int64), np.zeros(MAX_TOP_K, np.int64), 0)
-
-    @classmethod
-    def from_logits(cls, logits: np.ndarray, labels: np.ndarray) -> ClassificationSums:
-        """The sums over a batch. Of equal logits the lower label comes first.
-
-        Args:
-            logits: float (n, num_classes), finite.
-            labels: int (n,), in [0, num_classes).
-
-        Raises:
-            ValueError: shapes that don't fit, a label out of range, or a logit that is not finite.
-        """
-        if logits.ndim != 2 or labels.shape != logits.shape[:1]:
-            raise ValueError(
-                f"logits {logits.shape} and labels {labels.shape} don't fit. Expected (n, classes) and (n,)."
-            )
-        num_examples, num_classes = logits.shape
-        if num_examples == 0:
-            return cls.zero(num_classes)
-        if labels.min() < 0 or labels.max() >= num_classes:
-            raise ValueError(f"labels are in [{labels.min()}, {labels.max()}], expected [0, {num_classes - 1}].")
-        if not np.isfinite(logits).all():
-            num_bad = int((~np.isfinite(logits)).any(axis=1).sum())
-            raise ValueError(f"{num_bad} of {num_examples} examples have logits that are NaN or infinite.")
-        exact = logits.astype(np.float64)
-        rows = np.arange(num_examples)
-        of_truth = exact[rows, labels][:, None]
-        before = (exact > of_truth) | ((exact == of_truth) & (np.arange(num_classes) < labels[:, None]))
-        ranks = before.sum(axis=1)
-        top_k_hits = np.array([(ranks < k).sum() for k in range(1, MAX_TOP_K + 1)], np.int64)
-        largest = exact.max(axis=1, keepdims=True)
-        log_losses = np.log(np.exp(exact - largest).sum(axis=1)) + (largest - of_truth)[:, 0]
-        # As Python integers: a sum of huge losses may exceed 64 bits.
-        units = sum(int(loss) for loss in np.rint(log_losses * _LOG_LOSS_UNITS))
-        cells = np.asarray(labels, np.int64) * num_classes + exact.argmax(axis=1)
-        confusion = np.bincount(cells, minlength=num_classes * num_classes).astype(np.int64)
-        return cls(confusion.reshape(num_classes, num_classes), top_k_hits, units)
-
-    def __add__(self, other: ClassificationSums) -> ClassificationSums:
-        if self.num_classes != other.num_classes:
-            raise ValueError(f"Sums over {self.num_classes} and over {other.num_classes} classes can't be added.")
-        return ClassificationSums(
-            self.confusion_matrix + other.confusion_matrix,
-            self.top_k_hits + other.top_k_hits,
-            self.log_loss_units + other.log_loss_units,
-        )
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, ClassificationSums) and self.to_dict() == other.to_dict()
-
-    __hash__ = None  # type: ignore[assignment]
-
-    @property
-    def num_classes(self) -> int:
-        """The number of classes."""
-        return len(self.confusion_matrix)
-
-    @property
-    def num_examples(self) -> int:
-        """The number of examples that were added up."""
-        return int(self.confusion_matrix.sum())
-
-    @property
-    def support(self) -> np.ndarray:
-        """int64 (num_classes,): examples by true label."""
-        return self.confusion_matrix.sum(axis=1)
-
-    @property
-    def log_loss(self) -> float:
-        """The mean log loss, natural logarithm."""
-        return self.log_loss_units / _LOG_LOSS_UNITS / self.num_examples
-
-    def to_dict(self) -> dict[str, Any]:
-        """As plain JSON values; the matrix as base64 of little-endian int64, which stays small with many classes."""
-        return {
-            "num_classes": self.num_classes,
-            "confusion_matrix": base64.b64encode(self.confusion_matrix.astype("<i8").tobytes()).decode(),
-            "top_k_hits": self.top_k_hits.tolist(),
-            "log_loss_units": self.log_loss_units,
-        }
-
-    @classmethod
-    def from_dict(cls, values: Mapping[str, Any]) -> ClassificationSums:
-        """The inverse of `to_dict`."""
-        num_classes = values["num_classes"]
-        matrix = np.frombuffer(base64.b64decode(values["confusion_matrix"]), "<i8").astype(np.int64)
-        return cls(
-            matrix.reshape(num_classes, num_classes), np.array(values["top_k_hits"], np.int64), values["log_loss_units"]
-        )
+# How each interval of a summary is made; accuracy, top-k, precision and recall have Wilson score intervals.
+_CONFUSION = f"percentiles of {intervals.NUM_REPLICATES} bootstrap replicates, seed {intervals.BOOTSTRAP_SEED}"
+INTERVAL_METHODS = {
+    "balanced_accuracy": _CONFUSION,
+    "macro_precision": _CONFUSION,
+    "macro_recall": _CONFUSION,
+    "macro_f1": _CONFUSION,
+    "weighted_f1": _CONFUSION,
+    "mcc": _CONFUSION,
+    "ece": _CONFUSION,
+    "log_loss": "normal, by the sum of squares",
+    "brier_score": "normal, by the sum of squares",
+    "mean_cost": "normal, by the sum of squares",
+    "roc_auc": "normal on the scale of log-odds, by the infinitesimal jackknife",
+    "average_precision": "normal on the scale of log-odds, by the infinitesimal jackknife",
+}
 
 
 @dataclass(frozen=True)
@@ -138,6 +44,9 @@ class ClassMetrics:
         recall: share of its examples that were found; None where it has no examples.
         f1: harmonic mean of both; None where there is neither an example nor a prediction.
         precision_interval, recall_interval: Wilson intervals; [0, 1] where the value is None.
+        roc_auc: chance that an example of the class gets a higher score for it than another example.
+        average_precision: mean precision at the scores of its examples. Both are None where the class has no examples,
+            or nothing else has, and are computed from binned scores (see ranking).
     """
 
     label: int
@@ -149,6 +58,43 @@ class ClassMetrics:
     f1: float | None
     precision_interval: Interval
     recall_interval: Interval
+    roc_auc: float | None
+    average_precision: float | None
+
+
+@dataclass(frozen=True)
+class ReliabilityBin:
+    """Examples whose predicted class has a probability in (low, high].
+
+    Attributes:
+        confidence: its mean; None without examples.
+        accuracy: share of them that are right; None without examples.
+    """
+
+    low: float
+    high: float
+    num_examples: int
+    confidence: float | None
+    accuracy: float | None
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """How far probabilities can be believed.
+
+    Attributes:
+        temperature: that logits were divided by.
+        log_loss: mean negative natural logarithm of the probability of the true class.
+        brier_score: mean squared distance of the probabilities from the truth, summed over classes: in [0, 2].
+        ece: expected calibration error, the mean gap between confidence and accuracy over the bins.
+        bins: 15 of equal width.
+    """
+
+    temperature: float
+    log_loss: float
+    brier_score: float
+    ece: float
+    bins: tuple[ReliabilityBin, ...]
 
 
 @dataclass(frozen=True)
@@ -176,6 +122,16 @@ class Summary:
         num_classes_without_support, num_classes_never_predicted: how many class values are None, and why.
         per_class: by label.
         confusion_matrix: rows are true labels, columns predicted labels.
+        mcc: Matthews' correlation coefficient; 0 where all examples are of one class or taken for one.
+        brier_score, ece: see Calibration.
+        roc_auc, average_precision: mean over the classes that have a value; None where none has.
+        top_k_intervals: Wilson intervals, by k as text.
+        intervals: of the other figures, by their names ("macro_f1" is macro.f1); None where the examples don't tell,
+            as where there is no mistake.
+        interval_methods: how each of `intervals` is made.
+        calibration: with the model's temperature.
+        uncalibrated: with temperature 1; None where that is the model's.
+        mean_cost: of an example; None without a cost matrix.
     """
 
     num_examples: int
@@ -192,10 +148,26 @@ class Summary:
     num_classes_never_predicted: int
     per_class: tuple[ClassMetrics, ...]
     confusion_matrix: tuple[tuple[int, ...], ...]
+    mcc: float
+    brier_score: float
+    ece: float
+    roc_auc: float | None
+    average_precision: float | None
+    top_k_intervals: dict[str, Interval]
+    intervals: dict[str, Interval | None]
+    calibration: Calibration
+    uncalibrated: Calibration | None = None
+    mean_cost: float | None = None
+    interval_methods: dict[str, str] = field(default_factory=lambda: dict(INTERVAL_METHODS))
 
 
-def summarize(sums: ClassificationSums, class_names: Sequence[str], confidence: float = 0.95) -> Summary:
+def summarize(
+    sums: ClassificationSums, class_names: Sequence[str], confidence: float = 0.95, costs: np.ndarray | None = None
+) -> Summary:
     """Compute all metrics from sums.
+
+    Args:
+        costs: float (num_classes, num_classes), of an example by true and predicted label.
 
     Raises:
         DataError: there are no examples, or the number of class names is not that of the sums.
@@ -211,6 +183,8 @@ def summarize(sums: ClassificationSums, class_names: Sequence[str], confidence: 
     f1 = _share(2 * hits, support + predicted)
     num_hits = int(hits.sum())
     accuracy = num_hits / num_examples
+    ranked = rank(sums.score_counts, sums.sample)
+    calibration = _calibration(sums.probabilities, sums.temperature)
 
     def averages(weights: np.ndarray) -> Averages:
         values = (float(np.average(np.nan_to_num(value), weights=weights)) for value in (precision, recall, f1))
@@ -227,18 +201,24 @@ def summarize(sums: ClassificationSums, class_names: Sequence[str], confidence: 
             f1=_none_if_nan(f1[label]),
             precision_interval=wilson_interval(int(hits[label]), int(predicted[label]), confidence),
             recall_interval=wilson_interval(int(hits[label]), int(support[label]), confidence),
+            roc_auc=_none_if_nan(ranked.roc_auc[label]),
+            average_precision=_none_if_nan(ranked.average_precision[label]),
         )
         for label, class_name in enumerate(class_names)
     )
-    largest_k = max(1, min(MAX_TOP_K, sums.num_classes - 1))
+    top_k_hits = {
+        str(k): int(sums.top_k_hits[k - 1]) for k in range(1, max(1, min(MAX_TOP_K, sums.num_classes - 1)) + 1)
+    }
+    cost, cost_interval = mean_cost(matrix, costs, confidence) if costs is not None else (None, None)
     return Summary(
         num_examples=num_examples,
         confidence=confidence,
         accuracy=accuracy,
         accuracy_interval=wilson_interval(num_hits, num_examples, confidence),
-        top_k_accuracy={str(k): int(sums.top_k_hits[k - 1]) / num_examples for k in range(1, largest_k + 1)},
+        top_k_accuracy={k: num / num_examples for k, num in top_k_hits.items()},
+        top_k_intervals={k: wilson_interval(num, num_examples, confidence) for k, num in top_k_hits.items()},
         balanced_accuracy=float(recall[support > 0].mean()),
-        log_loss=sums.log_loss,
+        log_loss=calibration.log_loss,
         macro=averages(np.ones(sums.num_classes)),
         micro=Averages(accuracy, accuracy, accuracy),
         weighted=averages(support),
@@ -246,7 +226,61 @@ def summarize(sums: ClassificationSums, class_names: Sequence[str], confidence: 
         num_classes_never_predicted=int((predicted == 0).sum()),
         per_class=per_class,
         confusion_matrix=tuple(tuple(row) for row in matrix.tolist()),
+        mcc=_mcc(num_hits, support.tolist(), predicted.tolist()),
+        brier_score=calibration.brier_score,
+        ece=calibration.ece,
+        roc_auc=ranked.macro_roc_auc,
+        average_precision=ranked.macro_average_precision,
+        intervals=_intervals(sums, ranked, confidence) | ({} if cost is None else {"mean_cost": cost_interval}),
+        calibration=calibration,
+        uncalibrated=None if sums.uncalibrated is None else _calibration(sums.uncalibrated, 1.0),
+        mean_cost=cost,
     )
+
+
+def _intervals(sums: ClassificationSums, ranked: Ranked, confidence: float) -> dict[str, Interval | None]:
+    found, num = sums.probabilities, sums.num_examples
+    return intervals.confusion_intervals(sums.confusion_matrix, confidence) | {
+        "log_loss": intervals.mean_interval(found.log_loss_units, found.log_loss_square_units, num, confidence),
+        "brier_score": intervals.mean_interval(found.brier_units, found.brier_square_units, num, confidence),
+        "ece": intervals.ece_interval(found, confidence),
+        "roc_auc": intervals.bounded_interval(ranked.macro_roc_auc, ranked.macro_roc_auc_deviation, confidence),
+        "average_precision": intervals.bounded_interval(
+            ranked.macro_average_precision, ranked.macro_average_precision_deviation, confidence
+        ),
+    }
+
+
+def _calibration(sums: ProbabilitySums, temperature: float) -> Calibration:
+    wrong, right = np.array(sums.bin_counts).reshape(-1, 2).T
+    counts = wrong + right
+    confidences = np.array([sum(pair) / UNITS for pair in zip(*[iter(sums.bin_confidence_units)] * 2, strict=True)])
+    num_examples = int(counts.sum())
+    means, accuracies = _share(confidences, counts), _share(right, counts)
+    return Calibration(
+        temperature=temperature,
+        log_loss=sums.log_loss_units / UNITS / num_examples,
+        brier_score=sums.brier_units / UNITS / num_examples,
+        ece=float(np.abs(right - confidences).sum()) / num_examples,
+        bins=tuple(
+            ReliabilityBin(
+                low=index / NUM_CALIBRATION_BINS,
+                high=(index + 1) / NUM_CALIBRATION_BINS,
+                num_examples=int(counts[index]),
+                confidence=_none_if_nan(means[index]),
+                accuracy=_none_if_nan(accuracies[index]),
+            )
+            for index in range(NUM_CALIBRATION_BINS)
+        ),
+    )
+
+
+def _mcc(num_hits: int, support: list[int], predicted: list[int]) -> float:
+    # In Python integers: squares of many examples exceed 64 bits, and the difference of large numbers is exact.
+    num = sum(support)
+    covariance = num_hits * num - sum(a * b for a, b in zip(support, predicted, strict=True))
+    spread = (num**2 - sum(a * a for a in support)) * (num**2 - sum(b * b for b in predicted))
+    return covariance / math.sqrt(spread) if spread else 0.0
 
 
 def _share(parts: np.ndarray, wholes: np.ndarray) -> np.ndarray:
