@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import functools
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import cv2
@@ -36,7 +36,7 @@ _COMPARE_CHUNK = 1 << 16
 
 @dataclass(frozen=True)
 class Duplicates:
-    """Who is whose duplicate; examples are numbered through all shards of the manifest, in its order.
+    """Who is whose duplicate; examples are numbered through the shards, in their order.
 
     Attributes:
         clusters: int64 (n,): the smallest number of the cluster that the example is in; -1 where it is alone.
@@ -52,7 +52,12 @@ class Duplicates:
     num_flat: int
 
 
-def find_duplicates(dataset: Dataset, engine: Engine | None = None, distance: int = DEFAULT_DISTANCE) -> Duplicates:
+def find_duplicates(
+    dataset: Dataset,
+    engine: Engine | None = None,
+    distance: int = DEFAULT_DISTANCE,
+    shards: Sequence[ShardInfo] | None = None,
+) -> Duplicates:
     """Find the exact and near duplicates among all examples of a dataset, over all its splits.
 
     Two examples are exact copies if their stored content is the same, byte by byte. They are near duplicates if their
@@ -62,6 +67,7 @@ def find_duplicates(dataset: Dataset, engine: Engine | None = None, distance: in
     Args:
         engine: where the shards are read; default: local, a worker per core.
         distance: 0 to 8 bits.
+        shards: of the manifest: only among their examples, which are numbered through them; default: all.
 
     Raises:
         UsageError: the distance is out of range.
@@ -70,7 +76,7 @@ def find_duplicates(dataset: Dataset, engine: Engine | None = None, distance: in
     if not 0 <= distance <= MAX_DISTANCE:
         raise UsageError(f"A distance of {distance} bits is not possible. Use 0 to {MAX_DISTANCE}.")
     engine = engine or create_engine()
-    shards = dataset.manifest.shards
+    shards = dataset.manifest.shards if shards is None else shards
     parts = engine.map(functools.partial(_read_hashes, dataset), shards)
     hashes = np.concatenate([np.empty(0, np.uint64), *(np.frombuffer(part, np.uint64) for part in parts)])
     del parts
@@ -80,7 +86,7 @@ def find_duplicates(dataset: Dataset, engine: Engine | None = None, distance: in
     is_suspect = counts > 1
     is_suspect[pairs.ravel()] = True
     suspects = np.flatnonzero(is_suspect[which])
-    looks = _read_looks(dataset, engine, suspects)
+    looks = _read_looks(dataset, engine, _cut(shards, suspects))
     of_suspects = which[suspects]
     copies = _group_copies(of_suspects, looks.digests)
     edges = [np.stack([np.arange(len(suspects)), copies], axis=1)]
@@ -153,8 +159,8 @@ def pixels_of(dataset: Dataset, stored: np.ndarray | bytes, path: str = "an imag
         raise DatasetError(f"{dataset.uri}: {path} can't be decoded ({error}). Ingest again.") from None
 
 
-def _read_looks(dataset: Dataset, engine: Engine, suspects: np.ndarray) -> _Looks:
-    parts = engine.map(functools.partial(_look, dataset), _cut(dataset, suspects))
+def _read_looks(dataset: Dataset, engine: Engine, tasks: Iterator[_Part]) -> _Looks:
+    parts = engine.map(functools.partial(_look, dataset), tasks)
     digests = b"".join(digests for digests, _ in parts)
     thumbnails = np.frombuffer(b"".join(thumbnails for _, thumbnails in parts), np.uint8).astype(np.float32)
     thumbnails = thumbnails.reshape(-1, _THUMBNAIL_SIDE**2)
@@ -171,9 +177,9 @@ class _Part:
     rows: np.ndarray
 
 
-def _cut(dataset: Dataset, suspects: np.ndarray) -> Iterator[_Part]:
+def _cut(shards: Sequence[ShardInfo], suspects: np.ndarray) -> Iterator[_Part]:
     start = 0
-    for shard in dataset.manifest.shards:
+    for shard in shards:
         first, last = np.searchsorted(suspects, (start, start + shard.num_rows))
         if last > first:
             yield _Part(shard, suspects[first:last] - start)
