@@ -24,6 +24,12 @@ def command(
     predictions: Annotated[
         bool, typer.Option("--predictions", help="Also keep what the model says of every example, as Parquet.")
     ] = False,
+    cost_matrix: Annotated[
+        str | None,
+        typer.Option(
+            help="CSV file with the cost of each mistake: a row for each true class, a column for each other."
+        ),
+    ] = None,
     batch_size: Annotated[int, typer.Option(help="Images that the model takes at once.")] = 64,
     confidence: Annotated[float, typer.Option(help="Of the intervals.")] = 0.95,
     engine: Annotated[
@@ -41,8 +47,8 @@ def command(
 ) -> None:
     """Measure how well a RUN or a BUNDLE recognises the examples of a DATASET.
 
-    Gives accuracy, top-k, precision, recall and F1 with intervals, and writes evaluation.json, the confusion matrix
-    and the learning curves.
+    Gives accuracy, precision, recall, F1, AUC, calibration and more with intervals, and writes evaluation.json, the
+    confusion matrix and the learning curves.
 
     Example: `manyeyes evaluate runs/fashion datasets/fashion`
     """
@@ -66,6 +72,7 @@ def command(
             confidence=confidence,
             out=out,
             predictions=predictions,
+            cost_matrix=cost_matrix,
             on_progress=lambda num_done, total: progress.update(task, completed=num_done, total=total),
         )
     if json_output:

@@ -15,10 +15,12 @@ from manyeyes.engines.base import Engine
 from manyeyes.engines.registry import create_engine
 from manyeyes.errors import DatasetError, EngineError, MissingExtraError, UsageError
 from manyeyes.evaluation import plots
-from manyeyes.evaluation.metrics import ClassificationSums, Summary, summarize
+from manyeyes.evaluation.costs import read_cost_matrix
+from manyeyes.evaluation.metrics import Summary, summarize
+from manyeyes.evaluation.notable import NUM_NOTABLE, Notable
 from manyeyes.evaluation.predictions import DIRECTORY_NAME
 from manyeyes.evaluation.recogniser import Kind, Recogniser
-from manyeyes.evaluation.tasks import Job, Part, cut, evaluate_part
+from manyeyes.evaluation.tasks import Findings, Job, Part, cut, evaluate_part
 from manyeyes.recognition.inputs import remaining_preprocessing
 from manyeyes.training.run import METRICS_NAME
 
@@ -38,6 +40,7 @@ class EvaluationResult:
         dataset, dataset_fingerprint, split: on what.
         class_names: label i is class_names[i].
         metrics: all numbers.
+        notable: examples that are worth a look.
         files: URIs of what was written.
         notices: what was left out, and why.
     """
@@ -51,6 +54,7 @@ class EvaluationResult:
     split: str
     class_names: tuple[str, ...]
     metrics: Summary
+    notable: Notable = field(default_factory=Notable)
     manyeyes_version: str = manyeyes.__version__
     format: str = FORMAT
     format_version: int = FORMAT_VERSION
@@ -72,6 +76,8 @@ def evaluate(
     confidence: float = 0.95,
     out: str | None = None,
     predictions: bool = False,
+    cost_matrix: str | None = None,
+    num_notable: int = NUM_NOTABLE,
     on_progress: Callable[[int, int], None] | None = None,
 ) -> EvaluationResult:
     """Measure how well a model recognises the examples of a split.
@@ -88,6 +94,8 @@ def evaluate(
             is written for a bundle.
         predictions: also keep what the model says of every example, in `out`/predictions/ (see
             predictions.read_predictions).
+        cost_matrix: URI of a CSV file, see costs.read_cost_matrix; the mean cost of an example is then computed too.
+        num_notable: how many of the most confident mistakes and of the least certain answers to keep.
         on_progress: called with the number of examples that were handed out so far, and the number of all.
 
     Returns:
@@ -103,12 +111,15 @@ def evaluate(
         raise UsageError(f"batch_size={batch_size} is below 1. Give at least 1.")
     if not 0 < confidence < 1:
         raise UsageError(f"confidence={confidence} is not between 0 and 1. Give e.g. 0.95.")
+    if num_notable < 0:
+        raise UsageError(f"num_notable={num_notable} is below 0. Give 0 or more.")
     # Tasks run in other working directories, on a cluster's nodes.
     recogniser = Recogniser.open(storage.absolute(model))
     data = Dataset(storage.absolute(dataset))
     chosen = data.split(split)
     _require_same_classes(recogniser, data)
     _require_same_shape(recogniser, data)
+    costs = read_cost_matrix(cost_matrix, data.class_names) if cost_matrix is not None else None
     if out is None and recogniser.kind == "run":
         out = storage.join(recogniser.uri, "evaluation", split)
     if out is not None:
@@ -121,14 +132,14 @@ def evaluate(
         # Those of an earlier evaluation would not fit the new numbers.
         storage.remove(kept, recursive=True)
     left = remaining_preprocessing(recogniser.preprocessing, data.preprocessing)
-    job = Job(recogniser, data, left, batch_size, kept if predictions else None)
+    job = Job(recogniser, data, left, batch_size, num_notable, kept if predictions else None)
     if engine is None:
         engine = create_engine("inline" if recogniser.kind == "run" else "local")
 
     parts = _handed_out(cut(chosen), chosen.num_examples, on_progress)
-    sums = engine.map_reduce(functools.partial(evaluate_part, job), ClassificationSums.__add__, parts)
-    num_evaluated = sums.num_examples if sums else 0
-    if sums is None or num_evaluated != chosen.num_examples:
+    found = engine.map_reduce(functools.partial(evaluate_part, job), Findings.__add__, parts)
+    num_evaluated = found.sums.num_examples if found else 0
+    if found is None or num_evaluated != chosen.num_examples:
         raise EngineError(
             f"{num_evaluated} examples were evaluated, but the split {split!r} has {chosen.num_examples}. "
             f"The engine {engine.name} lost or repeated a task; please report this."
@@ -142,7 +153,8 @@ def evaluate(
         dataset_fingerprint=data.manifest.fingerprint,
         split=split,
         class_names=data.class_names,
-        metrics=summarize(sums, data.class_names, confidence),
+        metrics=summarize(found.sums, data.class_names, confidence, costs),
+        notable=found.notable,
     )
     return _write(result, out, job.predictions) if out is not None else result
 

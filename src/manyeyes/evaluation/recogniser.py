@@ -30,6 +30,7 @@ class Recogniser:
         preprocessing: from source bytes to the model's input.
         input_shape: (height, width, channels) in pixels.
         fingerprint: 16 hex digits that change with the weights.
+        temperature: logits are divided by it before softmax; 1 for a run.
     """
 
     uri: str
@@ -39,6 +40,7 @@ class Recogniser:
     preprocessing: Preprocessing
     input_shape: tuple[int, int, int]
     fingerprint: str
+    temperature: float = 1.0
 
     @classmethod
     def open(cls, uri: str) -> Recogniser:
@@ -54,7 +56,14 @@ class Recogniser:
             bundle = Bundle.load(uri)
             info = bundle.info
             return cls(
-                uri, "bundle", info.name, info.class_names, bundle.preprocessing, info.input_shape, info.fingerprint
+                uri,
+                "bundle",
+                info.name,
+                info.class_names,
+                bundle.preprocessing,
+                info.input_shape,
+                info.fingerprint,
+                info.temperature,
             )
         if storage.exists(storage.join(uri, CONFIG_NAME)):
             run = Run.open(uri)

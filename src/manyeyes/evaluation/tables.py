@@ -43,15 +43,28 @@ def _figures(metrics: Summary) -> Table:
     table.add_row("accuracy", f"[bold]{metrics.accuracy:.2%}[/bold]", _interval(metrics.accuracy_interval, 2))
     for k, value in metrics.top_k_accuracy.items():
         if k != "1":
-            table.add_row(f"top-{k} accuracy", f"{value:.2%}")
-    table.add_row("balanced accuracy", f"{metrics.balanced_accuracy:.2%}")
-    table.add_row("log loss", f"{metrics.log_loss:.4f}")
+            table.add_row(f"top-{k} accuracy", f"{value:.2%}", _interval(metrics.top_k_intervals[k], 2))
+    found = metrics.intervals
+    table.add_row("balanced accuracy", f"{metrics.balanced_accuracy:.2%}", _interval(found["balanced_accuracy"], 2))
     table.add_section()
-    for name in ("macro", "weighted"):
-        averages = getattr(metrics, name)
-        table.add_row(f"{name} precision", f"{averages.precision:.2%}")
-        table.add_row(f"{name} recall", f"{averages.recall:.2%}")
-        table.add_row(f"{name} F1", f"{averages.f1:.2%}")
+    for name, averages in (("macro", metrics.macro), ("weighted", metrics.weighted)):
+        # The weighted recall is the accuracy.
+        for figure in ("precision", "recall", "f1") if name == "macro" else ("f1",):
+            title = f"{name} {'F1' if figure == 'f1' else figure}"
+            table.add_row(title, f"{getattr(averages, figure):.2%}", _interval(found[f"{name}_{figure}"], 2))
+    table.add_row("Matthews' correlation", f"{metrics.mcc:.4f}", _bounds(found["mcc"]))
+    for title, name in (("macro AUC", "roc_auc"), ("macro average precision", "average_precision")):
+        value = getattr(metrics, name)
+        table.add_row(title, "–" if value is None else f"{value:.2%}", _interval(found[name], 2))
+    table.add_section()
+    for title, name in (("log loss", "log_loss"), ("Brier score", "brier_score"), ("calibration error", "ece")):
+        table.add_row(title, f"{getattr(metrics, name):.4f}", _bounds(found[name]))
+    if (before := metrics.uncalibrated) is not None:
+        temperature = f"before temperature {metrics.calibration.temperature:.3g}"
+        table.add_row(f"log loss {temperature}", f"{before.log_loss:.4f}")
+        table.add_row(f"calibration error {temperature}", f"{before.ece:.4f}")
+    if metrics.mean_cost is not None:
+        table.add_row("mean cost", f"{metrics.mean_cost:.4g}", _bounds(found["mean_cost"]))
     return table
 
 
@@ -115,5 +128,9 @@ def _share(value: float | None) -> str:
     return "–" if value is None else f"{value:.1%}"
 
 
-def _interval(interval: Interval, digits: int) -> str:
-    return f"{interval.low * 100:.{digits}f}–{interval.high:.{digits}%}"
+def _interval(interval: Interval | None, digits: int) -> str:
+    return "" if interval is None else f"{interval.low * 100:.{digits}f}–{interval.high:.{digits}%}"
+
+
+def _bounds(interval: Interval | None) -> str:
+    return "" if interval is None else f"{interval.low:.4f}–{interval.high:.4f}"
