@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from manyeyes.data.ingest import ingest
+    from manyeyes.evaluation.crossval import crossval
     from manyeyes.evaluation.evaluate import evaluate
     from manyeyes.recognition.batch import predict
     from manyeyes.recognition.predictor import Predictor
@@ -19,12 +20,13 @@ if TYPE_CHECKING:
     from manyeyes.training.trainer import train
 
 __version__ = "0.1.0"
-__all__ = ["Predictor", "Recognizer", "evaluate", "export", "ingest", "predict", "serve", "train"]
+__all__ = ["Predictor", "Recognizer", "crossval", "evaluate", "export", "ingest", "predict", "serve", "train"]
 
 _MODULE_OF_NAME = {
     "ingest": "manyeyes.data.ingest",
     "train": "manyeyes.training.trainer",
     "evaluate": "manyeyes.evaluation.evaluate",
+    "crossval": "manyeyes.evaluation.crossval",
     "export": "manyeyes.training.export",
     "predict": "manyeyes.recognition.batch",
     "serve": "manyeyes.serving.server",

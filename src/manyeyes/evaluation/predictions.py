@@ -152,10 +152,15 @@ def read_predictions(directory: str) -> Iterator[Predictions]:
         raise DataError(f"There are no predictions at {directory}. Make them with: manyeyes evaluate … --predictions")
     # By number: with more than 99,999 parts their names are of different lengths.
     for name in sorted(names, key=lambda name: (len(name), name)):
-        yield from _read_part(storage.join(directory, name))
+        yield from read_file(storage.join(directory, name))
 
 
-def _read_part(uri: str) -> Iterator[Predictions]:
+def read_file(uri: str) -> Iterator[Predictions]:
+    """Yield the predictions of one file, a row group at a time.
+
+    Raises:
+        DataError: it is damaged, or no file of predictions.
+    """
     try:
         with storage.open_read(uri) as opened, pq.ParquetFile(opened, page_checksum_verification=True) as file:
             num_classes = getattr(file.schema_arrow.field("logits").type, "list_size", 0)
