@@ -18,6 +18,7 @@ import httpx
 import numpy as np
 import pytest
 
+from manyeyes.evaluation.intervals import wilson_interval
 from manyeyes.recognition.bundle import Bundle, Evaluation, write_bundle
 
 _BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
@@ -72,6 +73,37 @@ class Page:
         poll = f"const t = setInterval(() => {{ if ({condition}) {{ clearInterval(t); resolve(true); }} }}, 20)"
         give_up = "setTimeout(() => resolve(false), 15000)"
         assert self.evaluate(f"new Promise(resolve => {{ {poll}; {give_up}; }})"), f"never true: {condition}"
+
+    def open(self, url: str) -> None:
+        """Load a page, in the colours of a fresh browser."""
+        self.call("Emulation.setEmulatedMedia", features=[])
+        self.call("Page.navigate", url=url)
+        self.wait_for("document.readyState === 'complete' && location.href.startsWith('http')")
+
+    def choose(self, *paths: Path) -> None:
+        """Give files to the page as by its chooser."""
+        root = self.call("DOM.getDocument")["root"]["nodeId"]
+        node = self.call("DOM.querySelector", nodeId=root, selector="#file")["nodeId"]
+        self.call("DOM.setFileInputFiles", nodeId=node, files=[str(path) for path in paths])
+
+    def text(self, name: str) -> str:
+        return self.evaluate(f"document.getElementById('{name}').textContent")
+
+    def click(self, name: str) -> None:
+        self.evaluate(f"document.getElementById('{name}').click()")
+
+    def wait_visible(self, name: str) -> None:
+        self.wait_for(f"!document.getElementById('{name}').hidden")
+
+    def answer(self, path: Path) -> None:
+        """Let an image be recognised."""
+        self.choose(path)
+        self.wait_visible("result")
+
+    def explain(self) -> None:
+        """Let the pixels be found that decided."""
+        self.click("explain")
+        self.wait_visible("overlay")
 
     def press(self, key: str) -> None:
         code = {"Tab": 9, "Enter": 13, "Space": 32}[key]
@@ -189,7 +221,7 @@ class Server:
         return code
 
 
-def figures_of(num_classes: int) -> Evaluation:
+def _figures_of(num_classes: int) -> Evaluation:
     """Figures of an evaluation: label i was found in 1 of i + 1 examples, but the last class has none."""
     support = [label + 1 for label in range(num_classes - 1)]
     shares = (*(round(1 / count, 4) for count in support), None)
@@ -200,7 +232,7 @@ def figures_of(num_classes: int) -> Evaluation:
         num_examples=sum(support),
         confidence=0.95,
         accuracy=len(support) / sum(support),
-        accuracy_interval=(0.2077, 0.9385),
+        accuracy_interval=dataclasses.astuple(wilson_interval(len(support), sum(support))),
         top_k_accuracy={"1": len(support) / sum(support), "2": 1.0},
         macro_f1=0.5,
         precision=shares,
@@ -211,11 +243,16 @@ def figures_of(num_classes: int) -> Evaluation:
 
 
 @pytest.fixture(scope="session")
+def figures_of() -> Callable[[int], Evaluation]:
+    return _figures_of
+
+
+@pytest.fixture(scope="session")
 def evaluated_bundle(small_bundle: str, tmp_path_factory: pytest.TempPathFactory) -> str:
     """The small bundle with figures of an evaluation; its version is the same."""
     bundle = Bundle.load(small_bundle)
     files = {file: bundle.read_file(file) for file in bundle.info.files}
-    info = dataclasses.replace(bundle.info, evaluation=figures_of(len(bundle.class_names)))
+    info = dataclasses.replace(bundle.info, evaluation=_figures_of(len(bundle.class_names)))
     return write_bundle(str(tmp_path_factory.mktemp("evaluated") / "bundle"), info, files).uri
 
 
@@ -273,3 +310,22 @@ def red_jpeg(tmp_path: Path) -> Path:
     path = tmp_path / "red.jpg"
     assert cv2.imwrite(str(path), pixels)
     return path
+
+
+@pytest.fixture
+def colours(tmp_path: Path) -> dict[str, Path]:
+    """An image of each class; PNG."""
+    found = {"red": (180, 40, 40), "green": (40, 180, 40), "blue": (40, 40, 180)}
+    for name, colour in found.items():
+        cv2.imwrite(str(tmp_path / f"{name}.png"), np.full((60, 80, 3), colour[::-1], np.uint8))
+    return {name: tmp_path / f"{name}.png" for name in found}
+
+
+@pytest.fixture
+def opened(page: Page, server: Server) -> Iterator[Page]:
+    """The page of the server."""
+    page.complaints()
+    page.open(server.url)
+    page.wait_visible("about")
+    yield page
+    page.call("Page.navigate", url="about:blank")
