@@ -7,7 +7,14 @@ import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from manyeyes.data.splits import Fractions, StratifiedSplit, assign_groups, assign_units, kfold, merge_units
+from manyeyes.data.splits import (
+    Fractions,
+    StratifiedSplit,
+    assign_groups,
+    assign_units,
+    kfold,
+    merge_units,
+)
 from manyeyes.errors import UsageError
 
 fractions = st.tuples(st.integers(0, 45), st.integers(0, 45)).map(lambda f: Fractions(f[0] / 100, f[1] / 100))

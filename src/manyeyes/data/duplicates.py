@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import cv2
 import numpy as np
 
-from manyeyes.data.dataset import Dataset, ShardReader, ViewReader
+from manyeyes.data.dataset import Dataset
 from manyeyes.data.manifest import ShardInfo
 from manyeyes.data.near_hashes import MAX_DISTANCE, TooManyPairsError, connected, near_pairs
 from manyeyes.engines.base import Engine
@@ -86,7 +86,7 @@ def find_duplicates(
     is_suspect = counts > 1
     is_suspect[pairs.ravel()] = True
     suspects = np.flatnonzero(is_suspect[which])
-    looks = _read_looks(dataset, engine, _cut(shards, suspects))
+    looks = _read_looks(dataset, engine, choose_rows(shards, suspects))
     of_suspects = which[suspects]
     copies = _group_copies(of_suspects, looks.digests)
     edges = [np.stack([np.arange(len(suspects)), copies], axis=1)]
@@ -159,7 +159,7 @@ def pixels_of(dataset: Dataset, stored: np.ndarray | bytes, path: str = "an imag
         raise DatasetError(f"{dataset.uri}: {path} can't be decoded ({error}). Ingest again.") from None
 
 
-def _read_looks(dataset: Dataset, engine: Engine, tasks: Iterator[_Part]) -> _Looks:
+def _read_looks(dataset: Dataset, engine: Engine, tasks: Iterator[ChosenRows]) -> _Looks:
     parts = engine.map(functools.partial(_look, dataset), tasks)
     digests = b"".join(digests for digests, _ in parts)
     thumbnails = np.frombuffer(b"".join(thumbnails for _, thumbnails in parts), np.uint8).astype(np.float32)
@@ -170,40 +170,43 @@ def _read_looks(dataset: Dataset, engine: Engine, tasks: Iterator[_Part]) -> _Lo
 
 
 @dataclass(frozen=True)
-class _Part:
-    """Rows of one shard to look at."""
+class ChosenRows:
+    """Rows of one shard: int (n,), ascending, counted through its row groups."""
 
     shard: ShardInfo
     rows: np.ndarray
 
+    def by_row_group(self) -> Iterator[tuple[int, np.ndarray]]:
+        """Yield the row groups that have any of them, each with its rows, counted from its first."""
+        start = 0
+        for index, num_rows in enumerate(self.shard.row_group_rows):
+            first, last = np.searchsorted(self.rows, (start, start + num_rows))
+            if last > first:
+                yield index, self.rows[first:last] - start
+            start += num_rows
 
-def _cut(shards: Sequence[ShardInfo], suspects: np.ndarray) -> Iterator[_Part]:
+
+def choose_rows(shards: Sequence[ShardInfo], examples: np.ndarray) -> Iterator[ChosenRows]:
+    """Yield where examples lie, int (n,), ascending, that are numbered through the shards."""
     start = 0
     for shard in shards:
-        first, last = np.searchsorted(suspects, (start, start + shard.num_rows))
+        first, last = np.searchsorted(examples, (start, start + shard.num_rows))
         if last > first:
-            yield _Part(shard, suspects[first:last] - start)
+            yield ChosenRows(shard, examples[first:last] - start)
         start += shard.num_rows
 
 
-def _look(dataset: Dataset, part: _Part) -> tuple[bytes, bytes]:
+def _look(dataset: Dataset, chosen: ChosenRows) -> tuple[bytes, bytes]:
     digests, thumbnails = [], []
-    with dataset.open_shard(part.shard) as reader:
-        for path, image in _rows(reader, part):
-            content = image if isinstance(image, bytes) else np.ascontiguousarray(image).data
-            digests.append(hashlib.blake2b(content, digest_size=8).digest())
-            thumbnails.append(_thumbnail(pixels_of(dataset, image, path)[0]).tobytes())
-    return b"".join(digests), b"".join(thumbnails)
-
-
-def _rows(reader: ShardReader | ViewReader, part: _Part) -> Iterator[tuple[str, np.ndarray | bytes]]:
-    start = 0
-    for index, num_rows in enumerate(part.shard.row_group_rows):
-        chosen = part.rows[(part.rows >= start) & (part.rows < start + num_rows)] - start
-        if len(chosen):
+    with dataset.open_shard(chosen.shard) as reader:
+        for index, rows in chosen.by_row_group():
             group = reader.read(index, ("image", "label"))
-            yield from ((group.paths[row], group.images[row]) for row in chosen.tolist())
-        start += num_rows
+            for row in rows.tolist():
+                image = group.images[row]
+                content = image if isinstance(image, bytes) else np.ascontiguousarray(image).data
+                digests.append(hashlib.blake2b(content, digest_size=8).digest())
+                thumbnails.append(_thumbnail(pixels_of(dataset, image, group.paths[row])[0]).tobytes())
+    return b"".join(digests), b"".join(thumbnails)
 
 
 def _thumbnail(image: np.ndarray) -> np.ndarray:

@@ -136,16 +136,23 @@ def merge_units(groups: Sequence[str | None] | None, clusters: np.ndarray | None
     Returns:
         int64 (n,): the lowest index of each example's unit.
     """
-    edges = [np.empty((0, 2), np.int64)]
+    relations = [np.full(num_examples, -1)]
     if groups is not None:
-        first: dict[str, int] = {}
-        pairs = [(i, first.setdefault(name, i)) for i, name in enumerate(groups) if name is not None]
-        edges.append(np.array(pairs, np.int64).reshape(-1, 2))
+        numbers: dict[str, int] = {}
+        relations.append(np.array([-1 if name is None else numbers.setdefault(name, len(numbers)) for name in groups]))
     if clusters is not None:
-        members = np.flatnonzero(np.asarray(clusters) >= 0)
-        _, lowest, which = np.unique(np.asarray(clusters)[members], return_index=True, return_inverse=True)
-        edges.append(np.stack([members, members[lowest[which]]], axis=1))
-    return connected(num_examples, np.concatenate(edges))
+        relations.append(np.asarray(clusters))
+    return join_relations(*relations)
+
+
+def join_relations(*relations: np.ndarray) -> np.ndarray:
+    """As merge_units; each relation is int (n,): equal where examples belong together, -1 where one is alone."""
+    edges = []
+    for relation in relations:
+        members = np.flatnonzero(relation >= 0)
+        _, first, which = np.unique(relation[members], return_index=True, return_inverse=True)
+        edges.append(np.stack([members, members[first[which]]], axis=1))
+    return connected(len(relations[0]), np.concatenate(edges))
 
 
 def assign_units(
