@@ -24,7 +24,7 @@ INTERVAL_METHODS = {
     "macro_f1": _CONFUSION,
     "weighted_f1": _CONFUSION,
     "mcc": _CONFUSION,
-    "ece": _CONFUSION,
+    "ece": "true errors for which the measured one is no surprise (bootstrap noise); may lie wholly below it",
     "log_loss": "normal, by the sum of squares",
     "brier_score": "normal, by the sum of squares",
     "mean_cost": "normal, by the sum of squares",
