@@ -1,29 +1,25 @@
-"""The application: what each route of the server does."""
+"""The application: which handler answers a request, whether it may come at all, and the routes of operations."""
 
 from __future__ import annotations
 
-import asyncio
-import functools
-import json
 import logging
 import time
 from collections.abc import Callable, Coroutine
 from typing import Any
 
-import manyeyes
-from manyeyes.recognition.saliency import overlay
-from manyeyes.serving import docs_page, metrics, openapi, v2
-from manyeyes.serving.catalog import Catalog, Choice
-from manyeyes.serving.forms import read_form
-from manyeyes.serving.jobs import OVERLOADED, Failure, Job
-from manyeyes.serving.limits import check_image, cors_headers, has_token
+from manyeyes.serving import docs_page, metrics, openapi
+from manyeyes.serving.answers import Refusals, in_json
+from manyeyes.serving.catalog import Catalog
+from manyeyes.serving.jobs import Failure, Job
+from manyeyes.serving.limits import cors_headers, has_token
 from manyeyes.serving.messages import Application, Request, Response, header_lines
 from manyeyes.serving.metrics import Metrics
 from manyeyes.serving.models import Model
 from manyeyes.serving.page import read_page
-from manyeyes.serving.parameters import Parameters, read_parameters
-from manyeyes.serving.routes import Route, Router
+from manyeyes.serving.recognition import Recognition
+from manyeyes.serving.routes import ROUTES, Route, Router
 from manyeyes.serving.settings import ServeSettings
+from manyeyes.serving.v2_handlers import V2Handlers
 
 _log = logging.getLogger(__name__)
 # A page is one file without outside parts, and the browser is told to hold it to that.
@@ -56,10 +52,13 @@ class App(Application):
         self._token = settings.token.encode() if settings.token else None
         self._page = read_page()
         self._status_texts: dict[int, str] = {}
-        self._explaining = asyncio.Lock()
-        self.read_query = functools.lru_cache(maxsize=256)(
-            functools.partial(read_parameters, default_top_k=settings.default_top_k)
-        )
+        self._refusals = Refusals(counters)
+        recognition = Recognition(catalog, counters, settings, self._refusals)
+        v2 = V2Handlers(catalog, settings, self._refusals, lambda: self.is_ready, recognition.run_all)
+        self._handlers = {
+            name: next(getattr(part, name) for part in (self, recognition, v2) if hasattr(part, name))
+            for name in {route.handler for route in ROUTES}
+        }
         counters.add_gauge(
             "manyeyes_queue_depth",
             "Images that wait for a model.",
@@ -73,7 +72,7 @@ class App(Application):
         """Whether requests may come."""
         return bool(self.catalog.models) and not self.is_draining and self._has_workers()
 
-    # --- what the server asks (see http.Application)
+    # --- what the server asks (see messages.Application)
 
     def open(self, request: Request) -> Response | None:
         """See Application."""
@@ -102,8 +101,8 @@ class App(Application):
             refusal = self.refusal(401, "unauthorized", "send the header Authorization: Bearer TOKEN")
             return Response(401, refusal.body, headers=(("www-authenticate", "Bearer"),))
         if not self.catalog.models and not route.early:
-            return self._to_response(Failure(503, "The server is not ready", "loading", "models are being loaded"))
-        request.handler = getattr(self, route.handler)
+            return self._refusals.answer(Failure(503, "The server is not ready", "loading", "models are being loaded"))
+        request.handler = self._handlers[route.handler]
         return self._check_body_type(request, route) if route.body else None
 
     def handle(self, request: Request) -> Response | Coroutine[Any, Any, Response] | None:
@@ -112,8 +111,7 @@ class App(Application):
 
     def refusal(self, status: int, reason: str, detail: str) -> Response:
         """See Application."""
-        error = "The server failed" if status >= 500 and status != 503 else "The request can't be answered"
-        return self._to_response(Failure(status, error, reason, detail))
+        return self._refusals.refuse(status, reason, detail)
 
     def answered(self, request: Request, status: int, size_bytes: int) -> None:
         """See Application."""
@@ -158,149 +156,9 @@ class App(Application):
         for job in jobs:
             job.done(job)
 
-    # --- recognition
-
-    def recognize(self, request: Request) -> Response | Coroutine[Any, Any, Response] | None:
-        """POST /v1/recognize."""
-        asked = self._read_choice(request)
-        if isinstance(asked, Failure):
-            return self._to_response(asked)
-        parameters, choice = asked
-        if request.headers.get(b"content-type", b"")[:10].lower() == b"multipart/":
-            return self._recognize_form(request, parameters)
-        encoded = request.body
-        failure = self.check_image(encoded)
-        if failure is not None:
-            return self._to_response(failure)
-        job = Job(encoded, parameters.top_k, functools.partial(self._answer, request, choice, encoded))
-        request.on_gone = functools.partial(setattr, job, "gone", True)
-        if not choice.model.submit(job):
-            return self._to_response(OVERLOADED)
-        return None
-
-    def _answer(self, request: Request, choice: Choice, encoded: bytes, job: Job) -> None:
-        failure = job.failure
-        if failure is not None:
-            response = self._to_response(failure)
-            request.respond(response.status, response.body, extra=header_lines(response.headers) + request.extra)
-            return
-        card = choice.model.card
-        request.respond(
-            200,
-            b'{"predictions":%s,"model":%s,"timings_ms":%s}'
-            % (job.payload, _model_json(card.name, card.version), job.timings_json()),
-        )
-        if choice.shadow is not None:
-            self._ask_shadow(choice.shadow, encoded, job.label)
-
-    async def _recognize_form(self, request: Request, parameters: Parameters) -> Response:
-        images = await asyncio.to_thread(read_form, request.header(b"content-type"), request.body, self.settings)
-        if isinstance(images, Failure):
-            return self._to_response(images)
-        choice = self.choose(request, parameters)
-        if isinstance(choice, Failure):
-            return self._to_response(choice)
-        jobs = await self.run_all(choice.model, list(images), parameters.top_k)
-        if isinstance(jobs, Failure):
-            return self._to_response(jobs)
-        results = [
-            json.dumps(job.failure.to_dict(), ensure_ascii=False).encode()
-            if job.failure
-            else b'{"predictions":%s,"timings_ms":%s}' % (job.payload, job.timings_json())
-            for job in jobs
-        ]
-        card = choice.model.card
-        if choice.shadow is not None:
-            for encoded, job in zip(images, jobs, strict=True):
-                if job.failure is None:
-                    self._ask_shadow(choice.shadow, encoded, job.label)
-        return Response(
-            200, b'{"results":[%s],"model":%s}' % (b",".join(results), _model_json(card.name, card.version))
-        )
-
-    async def run_all(self, model: Model, contents: list[Any], top_k: int) -> list[Job] | Failure:
-        """Run several images of one request through a model; a bad one fails alone.
-
-        Args:
-            contents: encoded images, or model inputs.
-            top_k: 0 asks for the logits.
-
-        Returns:
-            A finished job for each, in order; or why none was taken.
-        """
-        finished = asyncio.Event()
-        left = len(contents)
-
-        def done(job: Job) -> None:
-            nonlocal left
-            left -= 1
-            if left == 0:
-                finished.set()
-
-        jobs = [Job(content, top_k, done) for content in contents]
-        wanted = []
-        for job in jobs:
-            failure = self.check_image(job.content) if isinstance(job.content, bytes) else None
-            if failure is None:
-                wanted.append(job)
-            else:
-                job.failure = failure
-                left -= 1
-        if not model.has_room_for(len(wanted)):
-            return self.count(OVERLOADED)
-        for job in wanted:
-            if not model.submit(job):
-                job.failure = OVERLOADED
-                left -= 1
-        if left:
-            await finished.wait()
-        for job in jobs:
-            if job.failure is not None:
-                self.count(job.failure)
-        return jobs
-
-    def _ask_shadow(self, shadow: Model, encoded: bytes, label: int) -> None:
-        def compare(job: Job) -> None:
-            outcome = "failed" if job.failure else "true" if job.label == label else "false"
-            self.metrics.shadow.add((shadow.card.name, shadow.card.version, outcome))
-
-        # What answers goes first: a shadow that can't follow sees fewer images.
-        if shadow.num_waiting * 4 > self.settings.max_queue or not shadow.submit(Job(encoded, 1, compare)):
-            self.metrics.shadow.add((shadow.card.name, shadow.card.version, "dropped"))
-
-    async def saliency(self, request: Request) -> Response:
-        """POST /v1/saliency."""
-        asked = self._read_choice(request)
-        if isinstance(asked, Failure):
-            return self._to_response(asked)
-        parameters, choice = asked
-        failure = self.check_image(request.body)
-        if failure is not None:
-            return self._to_response(failure)
-        card = choice.model.card
-        if parameters.label is not None and parameters.label >= len(card.class_names):
-            return self.refusal(400, "bad_request", f"label={parameters.label}, there are {len(card.class_names)}")
-        # It costs as much as hundreds of predictions, so that there is one at a time.
-        if self._explaining.locked():
-            return self._to_response(OVERLOADED)
-        async with self._explaining:
-            explanation = await choice.model.explain(request.body, parameters.label)
-        if isinstance(explanation, Failure):
-            return self._to_response(explanation)
-        if parameters.format == "png":
-            return Response(200, overlay(explanation.pixels, explanation.saliency), b"image/png")
-        return _json(
-            {
-                "label": explanation.label,
-                "class_name": card.class_names[explanation.label],
-                "saliency": [[round(value, 4) for value in row] for row in explanation.saliency.tolist()],
-                "model": {"name": card.name, "version": card.version},
-            }
-        )
-
     def list_models(self, request: Request) -> Response:
         """GET /v1/models."""
-        return _json(
+        return in_json(
             {
                 "models": [
                     {
@@ -332,12 +190,12 @@ class App(Application):
                 "backend": card.backend,
                 "precision": card.precision,
             }
-        return _json(content)
+        return in_json(content)
 
     def readyz(self, request: Request) -> Response:
         """GET /readyz."""
         status = "draining" if self.is_draining else "ready" if self.is_ready else "loading"
-        return _json({"status": status}, 200 if status == "ready" else 503)
+        return in_json({"status": status}, 200 if status == "ready" else 503)
 
     def read_metrics(self, request: Request) -> Response:
         """GET /metrics."""
@@ -345,7 +203,7 @@ class App(Application):
 
     def openapi(self, request: Request) -> Response:
         """GET /openapi.json."""
-        return _json(openapi.describe(self.settings))
+        return in_json(openapi.describe(self.settings))
 
     def docs(self, request: Request) -> Response:
         """GET /docs."""
@@ -354,91 +212,6 @@ class App(Application):
     def page(self, request: Request) -> Response:
         """GET /."""
         return Response(200, self._page, _HTML, _PAGE_HEADERS)
-
-    # --- the Open Inference Protocol
-
-    def v2_server(self, request: Request) -> Response:
-        """GET /v2."""
-        return _json({"name": "manyeyes", "version": manyeyes.__version__, "extensions": v2.EXTENSIONS})
-
-    def v2_live(self, request: Request) -> Response:
-        """GET /v2/health/live."""
-        return _json({"live": True})
-
-    def v2_ready(self, request: Request) -> Response:
-        """GET /v2/health/ready."""
-        return _json({"ready": self.is_ready}, 200 if self.is_ready else 503)
-
-    def v2_model(self, request: Request) -> Response:
-        """GET /v2/models/{model}."""
-        return self._of_v2_model(
-            request, lambda model: v2.metadata(model.card, list(self.catalog.models[model.card.name]))
-        )
-
-    def v2_model_ready(self, request: Request) -> Response:
-        """GET /v2/models/{model}/ready."""
-        return self._of_v2_model(request, lambda model: {"name": model.card.name, "ready": True})
-
-    async def v2_infer(self, request: Request) -> Response:
-        """POST /v2/models/{model}/infer."""
-        choice = self._choose_v2(request)
-        if isinstance(choice, Failure):
-            return v2.to_response(self.count(choice))
-        card = choice.model.card
-        try:
-            asked = v2.read_request(
-                request.body, request.header(b"inference-header-content-length"), card, self.settings
-            )
-        except v2.RequestError as error:
-            return v2.to_response(self.count(error.failure))
-        jobs = await self.run_all(choice.model, asked.images, 0)
-        if isinstance(jobs, Failure):
-            return v2.to_response(jobs)
-        for job in jobs:
-            # A tensor has no place for the error of one image.
-            if job.failure is not None:
-                return v2.to_response(job.failure)
-        return v2.answer(asked, card, [job.payload for job in jobs])
-
-    def _of_v2_model(self, request: Request, tell: Callable[[Model], dict[str, Any]]) -> Response:
-        choice = self._choose_v2(request)
-        return v2.to_response(self.count(choice)) if isinstance(choice, Failure) else _json(tell(choice.model))
-
-    def _choose_v2(self, request: Request) -> Choice | Failure:
-        names = request.path_parameters
-        return self.catalog.choose(names["model"], names.get("version"), request.id if request.has_own_id else None)
-
-    # --- shared
-
-    def _read_choice(self, request: Request) -> tuple[Parameters, Choice] | Failure:
-        """What the query asks for, and the version that answers it."""
-        parameters = self.read_query(request.query)
-        if isinstance(parameters, Failure):
-            return parameters
-        choice = self.choose(request, parameters)
-        return choice if isinstance(choice, Failure) else (parameters, choice)
-
-    def choose(self, request: Request, parameters: Parameters) -> Choice | Failure:
-        """The version that answers a request."""
-        return self.catalog.choose(parameters.model, parameters.version, request.id if request.has_own_id else None)
-
-    def check_image(self, encoded: bytes) -> Failure | None:
-        """Look at an image's header, and count its size."""
-        info = check_image(encoded, self.settings)
-        if isinstance(info, Failure):
-            return info
-        self.metrics.pixels.observe((), info.width * info.height)
-        self.metrics.bytes.observe((), len(encoded))
-        return None
-
-    def count(self, failure: Failure) -> Failure:
-        """Count a failure by its reason."""
-        self.metrics.errors.add((failure.reason,))
-        return failure
-
-    def _to_response(self, failure: Failure) -> Response:
-        self.count(failure)
-        return _json(failure.to_dict(), failure.status, (("retry-after", "1"),) if failure.status == 503 else ())
 
     def _check_body_type(self, request: Request, route: Route) -> Response | None:
         headers = request.headers
@@ -467,12 +240,3 @@ def _preflight(methods: dict[bytes, Route]) -> Response:
             ("access-control-max-age", "600"),
         ),
     )
-
-
-@functools.lru_cache(maxsize=256)
-def _model_json(name: str, version: str) -> bytes:
-    return json.dumps({"name": name, "version": version}, separators=(",", ":")).encode()
-
-
-def _json(content: Any, status: int = 200, headers: tuple[tuple[str, str], ...] = ()) -> Response:
-    return Response(status, json.dumps(content, ensure_ascii=False).encode(), headers=headers)

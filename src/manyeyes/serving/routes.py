@@ -32,7 +32,7 @@ class Route:
     """One operation.
 
     Attributes:
-        handler: name of the method of the application.
+        handler: name of the method of the application, or of Recognition or V2Handlers, that answers.
         open: answers without a token (probes, the page, the documentation).
         parameters: of the query; those of the path stand in the path.
         body: media types of the request.
