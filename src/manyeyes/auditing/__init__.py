@@ -1,0 +1,1 @@
+"""The audit of a dataset: duplicates, leaks between splits, imbalance, odd images and probable label errors."""
