@@ -9,6 +9,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from manyeyes.auditing.audit import audit
     from manyeyes.data.ingest import ingest
     from manyeyes.evaluation.crossval import crossval
     from manyeyes.evaluation.evaluate import evaluate
@@ -18,13 +19,28 @@ if TYPE_CHECKING:
     from manyeyes.serving.server import serve
     from manyeyes.training.export import export
     from manyeyes.training.trainer import train
+    from manyeyes.training.tune import tune
 
 __version__ = "0.1.0"
-__all__ = ["Predictor", "Recognizer", "crossval", "evaluate", "export", "ingest", "predict", "serve", "train"]
+__all__ = [
+    "Predictor",
+    "Recognizer",
+    "audit",
+    "crossval",
+    "evaluate",
+    "export",
+    "ingest",
+    "predict",
+    "serve",
+    "train",
+    "tune",
+]
 
 _MODULE_OF_NAME = {
     "ingest": "manyeyes.data.ingest",
+    "audit": "manyeyes.auditing.audit",
     "train": "manyeyes.training.trainer",
+    "tune": "manyeyes.training.tune",
     "evaluate": "manyeyes.evaluation.evaluate",
     "crossval": "manyeyes.evaluation.crossval",
     "export": "manyeyes.training.export",

@@ -14,7 +14,20 @@ from manyeyes.engines.base import COMMAND_VARIABLE
 from manyeyes.errors import ManyeyesError
 
 # In the order of the journey; each is a module of this package with a function `command`.
-VERBS = ("ingest", "train", "evaluate", "crossval", "export", "predict", "serve", "watch", "verify-scaling", "doctor")
+VERBS = (
+    "ingest",
+    "audit",
+    "train",
+    "tune",
+    "evaluate",
+    "crossval",
+    "export",
+    "predict",
+    "serve",
+    "watch",
+    "verify-scaling",
+    "doctor",
+)
 
 app = typer.Typer(
     name="manyeyes",
