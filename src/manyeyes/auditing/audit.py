@@ -18,6 +18,7 @@ from manyeyes.auditing.findings import (
     LabelError,
     Outlier,
     StraddlingGroup,
+    in_order,
 )
 from manyeyes.auditing.fix import write_fixed
 from manyeyes.auditing.label_errors import Suspect, find_label_errors
@@ -26,7 +27,6 @@ from manyeyes.auditing.measuring import Measured, measure
 from manyeyes.auditing.outliers import find_outliers
 from manyeyes.data.dataset import Dataset
 from manyeyes.data.duplicates import DEFAULT_DISTANCE, Duplicates, find_duplicates
-from manyeyes.data.manifest import SPLITS
 from manyeyes.engines.base import Engine
 from manyeyes.engines.registry import create_engine
 from manyeyes.errors import DataError, UsageError
@@ -76,7 +76,7 @@ def audit(
         find_label_errors(storage.absolute(predictions), len(data.class_names)) if predictions else ([], None)
     )
     measured = measure(data, engine, on_progress or (lambda done, total: None))
-    duplicates = find_duplicates(data, engine, distance)
+    duplicates = find_duplicates(data, engine, distance, hashes=measured.hashes)
     distributions, odd = find_outliers(measured)
     straddling = _straddling(measured.groups, measured.splits)
     example_of_path = find_paths(data, engine, {suspect.path for suspect in suspects})
@@ -151,7 +151,7 @@ class _Found:
             cluster = Cluster(
                 examples,
                 all_copies=len(copies) == 1 and copies != {-1},
-                splits=_ordered({example.split for example in examples}),
+                splits=in_order({example.split for example in examples}),
                 conflicting_labels=len({example.class_name for example in examples}) > 1,
             )
             found.append((cluster, numbers))
@@ -162,7 +162,7 @@ class _Found:
         for number in straddling:
             counts = Counter(self.measured.splits[self.measured.groups == self.measured.groups[number]].tolist())
             name = self.names[number].group
-            found.append(StraddlingGroup(str(name), {split: counts[split] for split in _ordered(counts)}))
+            found.append(StraddlingGroup(str(name), {split: counts[split] for split in in_order(counts)}))
         return tuple(sorted(found, key=lambda each: each.group))
 
     def label_errors(
@@ -190,10 +190,6 @@ def _severity(cluster: Cluster) -> tuple[object, ...]:
     return (not cluster.is_leak, not cluster.conflicting_labels, -len(cluster.examples), cluster.examples)
 
 
-def _ordered(splits: Iterable[str]) -> tuple[str, ...]:
-    return tuple(sorted(splits, key=lambda split: (SPLITS.index(split) if split in SPLITS else len(SPLITS), split)))
-
-
 def _straddling(groups: np.ndarray, splits: np.ndarray) -> list[int]:
     """One example of each group that lies in several splits."""
     _, split_numbers = np.unique(splits, return_inverse=True)
@@ -205,7 +201,7 @@ def _straddling(groups: np.ndarray, splits: np.ndarray) -> list[int]:
 
 def _classes(data: Dataset) -> tuple[tuple[ClassCount, ...], float | None]:
     written = data.manifest.counts.written
-    splits = _ordered(written)
+    splits = in_order(written)
     found = []
     for label, name in enumerate(data.class_names):
         counts = {split: written[split][label] for split in splits}

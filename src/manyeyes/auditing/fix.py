@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from manyeyes import storage
-from manyeyes.auditing.findings import Fixed
+from manyeyes.auditing.findings import Fixed, in_order
 from manyeyes.auditing.lookup import Named, read_names
 from manyeyes.auditing.measuring import Measured
 from manyeyes.data.dataset import Dataset
@@ -35,7 +35,7 @@ def write_fixed(dataset: Dataset, engine: Engine, measured: Measured, duplicates
     Returns:
         Counts that balance.
     """
-    labels, before = measured.labels, measured.splits.astype("<U32")
+    labels, before = measured.labels, measured.splits
     copies = np.flatnonzero(duplicates.copies >= 0)
     names = read_names(dataset, engine, copies.tolist())
     reasons, kept_of = _leave_out(copies, duplicates.copies, labels, before, names)
@@ -67,7 +67,7 @@ def write_fixed(dataset: Dataset, engine: Engine, measured: Measured, duplicates
         num_examples=manifest.counts.num_written,
         left_out=manifest.counts.skipped,
         num_moved=int(((splits != before) & (splits != "")).sum()),
-        written={split: sum(counts) for split, counts in manifest.counts.written.items()},
+        written={split: sum(manifest.counts.written[split]) for split in in_order(manifest.counts.written)},
         changes=changes,
     )
 
@@ -76,7 +76,7 @@ def _leave_out(
     copies: np.ndarray, ids: np.ndarray, labels: np.ndarray, splits: np.ndarray, names: Mapping[int, Named]
 ) -> tuple[np.ndarray, dict[int, int]]:
     """Why each example is left out ("": it is not), and for the copies the one that is kept."""
-    reasons = np.full(len(labels), "", "<U32")
+    reasons = np.full(len(labels), "", f"<U{max(len(COPY), len(CONFLICT))}")
     kept_of: dict[int, int] = {}
     sets: dict[int, list[int]] = defaultdict(list)
     for row in copies.tolist():

@@ -57,6 +57,7 @@ def find_duplicates(
     engine: Engine | None = None,
     distance: int = DEFAULT_DISTANCE,
     shards: Sequence[ShardInfo] | None = None,
+    hashes: np.ndarray | None = None,
 ) -> Duplicates:
     """Find the exact and near duplicates among all examples of a dataset, over all its splits.
 
@@ -68,6 +69,7 @@ def find_duplicates(
         engine: where the shards are read; default: local, a worker per core.
         distance: 0 to 8 bits.
         shards: of the manifest: only among their examples, which are numbered through them; default: all.
+        hashes: int64 (n,): the perceptual hashes of these examples, where they have been read already.
 
     Raises:
         UsageError: the distance is out of range.
@@ -77,10 +79,11 @@ def find_duplicates(
         raise UsageError(f"A distance of {distance} bits is not possible. Use 0 to {MAX_DISTANCE}.")
     engine = engine or create_engine()
     shards = dataset.manifest.shards if shards is None else shards
-    parts = engine.map(functools.partial(_read_hashes, dataset), shards)
-    hashes = np.concatenate([np.empty(0, np.uint64), *(np.frombuffer(part, np.uint64) for part in parts)])
-    del parts
-    unique, which, counts = np.unique(hashes, return_inverse=True, return_counts=True)
+    if hashes is None:
+        hashes = np.frombuffer(b"".join(engine.map(functools.partial(_read_hashes, dataset), shards)), np.int64)
+    num_examples = len(hashes)
+    unique, which, counts = np.unique(hashes.view(np.uint64), return_inverse=True, return_counts=True)
+    del hashes
     is_flat = np.bitwise_count(unique) < _MIN_BITS_SET
     pairs, distance = _suspect_pairs(unique, is_flat, distance)
     is_suspect = counts > 1
@@ -93,8 +96,8 @@ def find_duplicates(
     edges += _near_edges(of_suspects, copies, looks, pairs, is_flat)
     clusters = connected(len(suspects), np.concatenate(edges))
     return Duplicates(
-        clusters=_of_all(len(hashes), suspects, clusters),
-        copies=_of_all(len(hashes), suspects, copies),
+        clusters=_of_all(num_examples, suspects, clusters),
+        copies=_of_all(num_examples, suspects, copies),
         distance=distance,
         num_flat=int(counts[is_flat].sum()),
     )
