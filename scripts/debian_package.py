@@ -1,4 +1,4 @@
-"""Unpack a Debian package without root and without installing it: `python3 scripts/debian_package.py NAME TARGET`."""
+"""Unpack Debian packages without root, uninstalled: `python3 scripts/debian_package.py NAME … TARGET`."""
 
 from __future__ import annotations
 
@@ -7,11 +7,12 @@ import shutil
 import subprocess
 import sys
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 
 
-def debian_package(name: str, target: Path) -> Path | None:
-    """Unpack the Debian package `name` below `target` without root; None where that is not possible."""
+def debian_packages(names: Sequence[str], target: Path) -> Path | None:
+    """Unpack the Debian packages `names`, and none that they depend on, below `target`; None where none can be had."""
     if not (shutil.which("apt-get") and shutil.which("dpkg-deb")):
         return None
     target.mkdir(parents=True, exist_ok=True)
@@ -25,15 +26,15 @@ def debian_package(name: str, target: Path) -> Path | None:
                 if subprocess.run(["apt-get", "-qq", *options, "update"], capture_output=True).returncode:
                     return None
             if not subprocess.run(
-                ["apt-get", "-qq", *options, "download", name], cwd=scratch, capture_output=True
+                ["apt-get", "-qq", *options, "download", *names], cwd=scratch, capture_output=True
             ).returncode:
-                archive = next(Path(scratch).glob("*.deb"))
-                subprocess.run(["dpkg-deb", "-x", str(archive), str(target)], check=True)
+                for archive in Path(scratch).glob("*.deb"):
+                    subprocess.run(["dpkg-deb", "-x", str(archive), str(target)], check=True)
                 return target
     return None
 
 
 if __name__ == "__main__":
-    name, target = sys.argv[1:]
-    if debian_package(name, Path(target)) is None:
-        sys.exit(f"The Debian package {name} can't be had here.")
+    *names, target = sys.argv[1:]
+    if debian_packages(names, Path(target)) is None:
+        sys.exit(f"Not all of these Debian packages can be had here: {' '.join(names)}.")

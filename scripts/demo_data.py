@@ -15,7 +15,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from debian_package import debian_package
+from debian_package import debian_packages
 
 FASHION_MNIST_CLASSES = (
     "t-shirt", "trouser", "pullover", "dress", "coat", "sandal", "shirt", "sneaker", "bag", "ankle boot",
@@ -44,7 +44,7 @@ def fashion_mnist(target: Path) -> str:
         folder = target / "debian" / "usr/share/datasets/fashion-mnist"
     if not folder.is_dir():
         say("unpacking Debian's dataset-fashion-mnist (31 MB)")
-        debian_package("dataset-fashion-mnist", target / "debian")
+        debian_packages(["dataset-fashion-mnist"], target / "debian")
     if not folder.is_dir():
         say("the Debian package can't be had here; trying Keras' download")
         try:
@@ -90,7 +90,7 @@ def photos(target: Path) -> str:
         stamps = target / "debian" / "usr/share/tuxpaint/stamps"
     if not stamps.is_dir():
         say("unpacking Debian's tuxpaint-stamps-default (161 MB)")
-        if debian_package("tuxpaint-stamps-default", target / "debian") is None:
+        if debian_packages(["tuxpaint-stamps-default"], target / "debian") is None:
             sys.exit("demo data: Debian's tuxpaint-stamps-default can't be had here. Use a folder of your own photos.")
     table = target / "photos.csv"
     with table.open("w", newline="") as file:

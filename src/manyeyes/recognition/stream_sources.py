@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import threading
 import time
 from collections.abc import Generator
@@ -121,17 +122,21 @@ class VideoSource:
 
     Frames of MJPEG are taken as they are encoded and decoded as images are everywhere here: then a damaged one is seen,
     which a video decoder would pass on with a part of it grey.
+
+    A stream that says how long it is (a recording, played by an RTSP server) ends; other live ones are opened again.
     """
 
     def __init__(self, source: str, *, is_live: bool, every_seconds: float = 0.0) -> None:
-        self.name = f"camera {source}" if source.isdigit() else source
+        # The password of a camera is nobody's business who reads a log.
+        self.name = f"camera {source}" if source.isdigit() else re.sub("(?<=://)[^/]*@", "", source)
         self.is_live = is_live
         self._source = source
         self._every_seconds = every_seconds
         self._capture = self._open()
-        # A URL may well be that of a file, which waits.
         self.num_frames = max(0, int(self._capture.get(cv2.CAP_PROP_FRAME_COUNT)))
-        if is_live and not source.isdigit() and self.num_frames > 0:
+        self._ends = not is_live or (not source.isdigit() and self.num_frames > 0)
+        # A file on a web server waits for who reads it; a stream goes on, and frames that nobody reads get lost in it.
+        if self._ends and source.startswith(("http://", "https://")):
             self.is_live = False
         self._fps = self._capture.get(cv2.CAP_PROP_FPS)
 
@@ -142,16 +147,18 @@ class VideoSource:
         due = 0.0
         while not stop.is_set():
             if not self._capture.grab():
-                if not self.is_live:
+                if self._ends:
                     # A damaged frame, or the end; the count of frames in the header is often a guess.
                     failures += 1
-                    if index + failures >= self.num_frames or failures > _MAX_FAILURES_ON_END:
+                    if self.is_live or index + failures >= self.num_frames or failures > _MAX_FAILURES_ON_END:
                         break
                     continue
                 retries += 1
                 if retries > _MAX_RETRIES:
                     raise SourceError(f"{self.name} has given no frame in {retries - 1} attempts.")
                 yield self._problem(index, started, Reason.UNREADABLE, "the stream broke off; it is opened again")
+                # Most cameras are for one at a time.
+                self._capture.release()
                 if stop.wait(_RETRY_SECONDS):
                     break
                 try:
@@ -164,7 +171,7 @@ class VideoSource:
                 index += 1
             failures = retries = 0
             now = time.perf_counter()
-            at = now - started if self.is_live else self._position(index)
+            at = self._position(index) if self._ends else now - started
             if at >= due:
                 due = at + self._every_seconds
                 done, image = self._capture.retrieve()
@@ -177,10 +184,11 @@ class VideoSource:
                 )
             index += 1
         self._capture.release()
-        if not self.is_live and not stop.is_set():
+        if self._ends and not stop.is_set():
             if index == 0:
                 raise SourceError(f"{self.name} holds no frame that can be decoded.")
-            if index < self.num_frames:
+            # Of a stream the count is the duration times the rate, and one may come in late.
+            if index < self.num_frames - (self._fps if self.is_live else 0):
                 detail = f"the video ends after {index} of {self.num_frames} frames: it is cut off or damaged"
                 yield self._problem(index, started, Reason.TRUNCATED, detail)
 
@@ -216,12 +224,12 @@ class VideoSource:
                 options += [cv2.CAP_PROP_READ_TIMEOUT_MSEC, _READ_TIMEOUT_MS]
                 capture = cv2.VideoCapture(self._source, cv2.CAP_FFMPEG, options)
                 if capture.isOpened() and _is_mjpeg(capture):
-                    encoded = cv2.VideoCapture(self._source, cv2.CAP_FFMPEG, [*options, cv2.CAP_PROP_FORMAT, -1])
-                    capture = encoded if encoded.isOpened() else capture
+                    capture.set(cv2.CAP_PROP_FORMAT, -1)
         finally:
             cv2.utils.logging.setLogLevel(level)
         if not capture.isOpened():
-            raise SourceError(f"{self.name} can't be opened as a camera or video. Check that it is there and free.")
+            check = "the address, user and password" if "://" in self._source else "that it is there and free"
+            raise SourceError(f"{self.name} can't be opened as a camera or video. Check {check}.")
         return capture
 
 
