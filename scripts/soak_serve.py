@@ -1,7 +1,8 @@
 """Watch the memory of `manyeyes serve` under load: python scripts/soak_serve.py BUNDLE [--minutes 10] [--workers 2].
 
-Images of all formats, damaged ones and bodies that are none come from some clients at once. Prints the resident memory
-of all processes of the server every ten seconds, and fails if it grows by more than the bound after the first minute.
+Images of all formats, damaged ones, bodies that are none, saliency and metrics are asked for by some clients at once.
+Prints the resident memory of all processes of the server every ten seconds, and fails if it grows by more than the
+bound after the first minute, if anything is answered by a 5xx, or if the server does not end well.
 """
 
 from __future__ import annotations
@@ -31,16 +32,20 @@ def resident_bytes(pid: int) -> int:
     return total
 
 
-def bodies() -> list[bytes]:
-    """Images of all formats and sizes, and what is none."""
+def requests() -> list[tuple[str, str, bytes]]:
+    """Method, path and body: images of all formats and sizes, what is none, a map of saliency, and the metrics."""
     draw = np.random.default_rng(0)
-    found = [b"no image", bytes(100_000), b""]
+    bodies = [b"no image", bytes(100_000), b""]
     for side in (28, 200, 900):
         pixels = cv2.resize(draw.integers(0, 255, (7, 7, 3), dtype=np.uint8), (side, side))
         for suffix in (".png", ".jpg", ".webp", ".bmp", ".tiff", ".gif"):
             encoded = cv2.imencode(suffix, pixels)[1].tobytes()
-            found += [encoded, encoded[: len(encoded) // 2]]
-    return found
+            bodies += [encoded, encoded[: len(encoded) // 2]]
+    return [
+        *(("POST", "/v1/recognize", body) for body in bodies),
+        ("POST", "/v1/saliency", bodies[3]),
+        ("GET", "/metrics", b""),
+    ]
 
 
 def main() -> int:
@@ -56,39 +61,45 @@ def main() -> int:
     line = next(line for line in server.stderr if " at http" in line)
     threading.Thread(target=lambda: list(server.stderr or []), daemon=True).start()
     host, port = line.rsplit("//", 1)[1].strip().split(":")
-    sent, stop = bodies(), threading.Event()
+    sent, stop = requests(), threading.Event()
     statuses: Counter[int] = Counter()
 
-    def ask(first: int) -> None:
+    def ask(client: int) -> None:
         connection = http.client.HTTPConnection(host, int(port), timeout=60)
-        index = first
+        index = 7 * client
         while not stop.is_set():
-            connection.request("POST", "/v1/recognize", sent[index % len(sent)])
+            method, path, body = sent[index % len(sent)]
+            # There is one map at a time; to others the server says that it is busy.
+            connection.request(method, "/v1/recognize" if client and path == "/v1/saliency" else path, body)
             response = connection.getresponse()
             response.read()
             statuses[response.status] += 1
             index += 1
 
-    threads = [threading.Thread(target=ask, args=(7 * index,)) for index in range(options.clients)]
+    threads = [threading.Thread(target=ask, args=(index,)) for index in range(options.clients)]
     for thread in threads:
         thread.start()
-    started, first, last = time.monotonic(), None, 0
+    started = time.monotonic()
+    settled: list[tuple[float, int]] = []  # minutes and bytes
     try:
         while (passed := time.monotonic() - started) < 60 * options.minutes:
             time.sleep(min(10.0, 60 * options.minutes / 6))
-            last = resident_bytes(server.pid)
-            if first is None and passed >= min(60.0, 6 * options.minutes):
-                first = last
-            print(f"{passed:5.0f} s  {sum(statuses.values()):9,} requests  {last / 2**20:8.1f} MiB", flush=True)
+            resident = resident_bytes(server.pid)
+            if passed >= min(60.0, 6 * options.minutes):
+                settled.append((passed / 60, resident))
+            print(f"{passed:5.0f} s  {sum(statuses.values()):9,} requests  {resident / 2**20:8.1f} MiB", flush=True)
     finally:
         stop.set()
         for thread in threads:
             thread.join()
         server.terminate()
-    growth = last - (first or last)
+    growth = settled[-1][1] - settled[0][1]
+    minutes, resident_sizes = np.array(settled).T
+    slope = np.polyfit(minutes, resident_sizes, 1)[0]
     code = server.wait(timeout=60)
     print(
-        f"{dict(sorted(statuses.items()))}; growth {growth / 2**20:.1f} MiB, allowed {MAX_GROWTH_BYTES / 2**20:.0f} MiB"
+        f"{dict(sorted(statuses.items()))}; growth {growth / 2**20:.1f} MiB, allowed "
+        f"{MAX_GROWTH_BYTES / 2**20:.0f} MiB; slope {slope / 2**20:.2f} MiB a minute"
     )
     good = growth <= MAX_GROWTH_BYTES and code == 0 and not [status for status in statuses if status >= 500]
     return 0 if good else 1
