@@ -26,7 +26,7 @@ README = (DEPLOY / "README.md").read_text()
 # What a server still does after the time for its requests: models and worker processes end.
 SLACK_SECONDS = 5
 # The table in deploy/README.md, "Memory"; of a PNG with transparency in 16 bits.
-PEAK_BYTES_PER_PIXEL = 25
+PEAK_BYTES_PER_PIXEL = 16
 # The libraries and a small model.
 AT_REST_BYTES = 400e6
 OPEN_PATHS = {route.path for route in ROUTES if route.method == "GET" and route.open and route.early}

@@ -6,6 +6,7 @@ the rest by OpenCV, after the structure of the file was checked (see containers)
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import cv2
@@ -35,6 +36,7 @@ class DecodeLimits:
 
 
 _DEFAULT_LIMITS = DecodeLimits()
+_BAND_PIXELS = 1 << 17
 
 
 def probe(encoded: bytes) -> ImageInfo:
@@ -160,13 +162,9 @@ def _decode_other(encoded: bytes, format_name: str, channels: int, background: i
     premultiplied = format_name == "tiff" and image.dtype == np.uint8
     transparent = png_transparent_grey(encoded) if format_name == "png" and image.ndim == 2 else None
     if transparent is not None:
-        image = np.where(
-            image == transparent,
-            np.array(background * 257 if image.dtype == np.uint16 else background, image.dtype),
-            image,
-        )
+        image[image == transparent] = background * 257 if image.dtype == np.uint16 else background
     if image.dtype == np.uint16:
-        image = (image >> 8).astype(np.uint8)
+        image = _upper_bytes(image)
     if image.dtype != np.uint8:
         raise ImageError(Reason.UNSUPPORTED_FORMAT, f"samples of type {image.dtype}")
     if image.ndim == 3 and image.shape[2] == 4:
@@ -182,11 +180,28 @@ def _without_alpha(image: np.ndarray, background: int, premultiplied: bool) -> n
     colours, alpha = image[:, :, :3], image[:, :, 3:]
     if alpha.min() == 255:
         return np.ascontiguousarray(colours)
-    opacity = alpha.astype(np.uint16)
-    behind = background * (255 - opacity)
-    if premultiplied:
-        return np.minimum(colours + (behind + 127) // 255, 255).astype(np.uint8)
-    return ((colours * opacity + behind + 127) // 255).astype(np.uint8)
+    laid = np.empty_like(colours, order="C")
+    for rows in _bands(image):
+        opacity = alpha[rows].astype(np.uint16)
+        behind = background * (255 - opacity)
+        if premultiplied:
+            laid[rows] = np.minimum(colours[rows] + (behind + 127) // 255, 255)
+        else:
+            laid[rows] = (colours[rows] * opacity + behind + 127) // 255
+    return laid
+
+
+def _upper_bytes(image: np.ndarray) -> np.ndarray:
+    upper = np.empty(image.shape, np.uint8)
+    for rows in _bands(image):
+        upper[rows] = image[rows] >> 8
+    return upper
+
+
+def _bands(image: np.ndarray) -> Iterator[slice]:
+    """Rows that are worked on together: what is between would take several times the memory of a large image."""
+    num_rows = max(1, _BAND_PIXELS // image.shape[1])
+    return (slice(start, start + num_rows) for start in range(0, len(image), num_rows))
 
 
 def _upright(image: np.ndarray, orientation: int) -> np.ndarray:
