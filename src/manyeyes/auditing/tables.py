@@ -70,16 +70,16 @@ def _clusters(title: str, clusters: tuple[Cluster, ...]) -> Table:
     from rich.table import Table
 
     table = Table(title=_title(title, len(clusters)), title_justify="left")
-    for name in ("examples", "kind", "splits", "classes", "the first of each split"):
+    for name in ("examples", "kind", "splits", "classes", "the first of each split and class"):
         table.add_column(name, justify="right" if name == "examples" else "left")
     for cluster in clusters[:_NUM_SHOWN]:
-        firsts = {example.split: example.path for example in reversed(cluster.examples)}
+        firsts = {(example.split, example.class_name): example.path for example in reversed(cluster.examples)}
         table.add_row(
             f"{len(cluster.examples):,}",
             "copies" if cluster.all_copies else "near",
             ", ".join(cluster.splits),
             escape(", ".join(sorted({example.class_name for example in cluster.examples}))),
-            escape("\n".join(firsts[split] for split in cluster.splits)),
+            escape("\n".join(path for _, path in sorted(firsts.items()))),
         )
     return table
 
