@@ -32,7 +32,8 @@ if TYPE_CHECKING:
 # What predict_dataframe adds to each row: recognition.batch.SCHEMA without the path, as Spark writes it.
 PREDICTION_COLUMNS = (
     "label int, class_name string, probability double, "
-    "top_k array<struct<label: int, class_name: string, probability: double>>, reason string, detail string"
+    "top_k array<struct<label: int, class_name: string, probability: double>>, "
+    "abstain boolean, reason string, detail string"
 )
 # Staged images lie in parts of about so many rows, whatever the cluster, so that the same rows make the same dataset.
 _PART_ROWS = 1000

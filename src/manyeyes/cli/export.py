@@ -38,6 +38,13 @@ def command(
     dataset: Annotated[
         str | None, typer.Option(help="Whose images both models are compared on; default: that of the run.")
     ] = None,
+    calibrate: Annotated[
+        bool, typer.Option(help="Fit a temperature on val, so that probabilities can be believed.")
+    ] = True,
+    target_precision: Annotated[
+        float | None,
+        typer.Option(help="Abstain where the answer is less sure than it takes to be right so often, e.g. 0.99."),
+    ] = None,
     json_output: common.JsonOutput = False,
 ) -> None:
     """Make a BUNDLE of a RUN: what predict and serve need, proven to answer as the trained model.
@@ -51,7 +58,16 @@ def command(
     if which not in ("best", "last"):
         raise UsageError(f"--which {which!r} is not one of best, last.")
     with common.console().status("Exporting and comparing …"):
-        result = export(run, bundle, precision=precision, backend=backend, which=which, dataset=dataset)  # type: ignore[arg-type]
+        result = export(
+            run,
+            bundle,
+            precision=precision,  # type: ignore[arg-type]
+            backend=backend,  # type: ignore[arg-type]
+            which=which,  # type: ignore[arg-type]
+            dataset=dataset,
+            calibrate=calibrate,
+            target_precision=target_precision,
+        )
     if json_output:
         common.print_json(config.to_dict(result))
         return
@@ -59,6 +75,8 @@ def command(
     out.print(_parity_table(result))
     out.print(_precision_table(result))
     out.print(_told_accuracy(result.accuracy, result.precision), soft_wrap=True)
+    if result.calibration is not None:
+        out.print(_told_calibration(result), soft_wrap=True, markup=False)
     for candidate in result.candidates:
         if candidate.refusal:
             out.print(f"Not {candidate.precision}: {candidate.refusal}", soft_wrap=True, markup=False)
@@ -120,6 +138,25 @@ def _told_evaluation(result: ExportResult) -> str:
         f"Its model card says: accuracy {found.accuracy:.2%} ({low:.2%} to {high:.2%}) of {found.num_examples:,} "
         f"images of {found.split}, macro F1 {found.macro_f1:.3f}."
     )
+
+
+def _told_calibration(result: ExportResult) -> str:
+    found = result.calibration
+    assert found is not None
+    if not found.split:
+        return f"Not calibrated: {found.note}"
+    told = found.note or (
+        f"Temperature {result.temperature:.3g}, by {found.num_examples:,} images of {found.split}: log loss "
+        f"{found.log_loss_before:.4f} before, {found.log_loss:.4f} with it; calibration error {found.ece_before:.4f} "
+        f"before, {found.ece:.4f} with it."
+    )
+    if found.target_precision is not None:
+        told += (
+            f" Abstains below probability {result.threshold:.4f}: of {found.num_examples:,} images of {found.split} "
+            f"{found.coverage:.1%} are answered, {found.precision:.2%} of these right; 95 % sure of "
+            f"{found.precision_low:.2%}."
+        )
+    return told
 
 
 def _told_accuracy(accuracy: Accuracy, precision: str) -> str:

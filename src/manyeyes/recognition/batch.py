@@ -35,6 +35,8 @@ SCHEMA = pa.schema(
         ("class_name", pa.string()),
         ("probability", pa.float64()),
         ("top_k", pa.list_(_CANDIDATE)),
+        # Null where the bundle has no threshold.
+        ("abstain", pa.bool_()),
         ("reason", pa.string()),
         ("detail", pa.string()),
     ]
@@ -254,7 +256,7 @@ def _columns(prediction: Prediction) -> dict[str, Any]:
         {"label": candidate.label, "class_name": candidate.class_name, "probability": candidate.probability}
         for candidate in prediction.top_k
     ]
-    return {**candidates[0], "top_k": candidates}
+    return {**candidates[0], "top_k": candidates, "abstain": prediction.abstain}
 
 
 def _part_uri(parts_uri: str, index: int) -> str:

@@ -73,6 +73,35 @@ class Evaluation:
 
 
 @dataclass(frozen=True)
+class Calibration:
+    """How temperature and threshold were found, on examples of a split.
+
+    Attributes:
+        split: of the dataset; "" where nothing was measured.
+        log_loss_before, ece_before: log loss and expected calibration error (15 bins) with temperature 1.
+        log_loss, ece: the same with the temperature of the bundle.
+        target_precision: that the threshold was chosen for.
+        coverage: share of the examples that reach the threshold.
+        precision: share of those that are right.
+        precision_low: the lower end of its 95 % Wilson interval; the threshold is the lowest for which it reaches the
+            target.
+        note: why logits are left as they are; "" where they are not.
+    """
+
+    split: str = ""
+    num_examples: int = 0
+    log_loss_before: float | None = None
+    log_loss: float | None = None
+    ece_before: float | None = None
+    ece: float | None = None
+    target_precision: float | None = None
+    coverage: float | None = None
+    precision: float | None = None
+    precision_low: float | None = None
+    note: str = ""
+
+
+@dataclass(frozen=True)
 class BundleInfo:
     """The content of bundle.json.
 
@@ -89,8 +118,10 @@ class BundleInfo:
         files: every other file of the directory.
         timings: how fast the backends were on the machine of the export (see selection.Timing).
         evaluation: of the checkpoint that was exported; None: it was not evaluated.
-        fingerprint: 16 hex digits over all other fields but `timings` and `evaluation`, which no answer depends on;
-            the version.
+        threshold: a prediction whose class has a lower probability abstains; None: none does.
+        calibration: how temperature and threshold were found; None: by an export that did not look for them.
+        fingerprint: 16 hex digits over all other fields but `timings`, `evaluation` and `calibration`, which no answer
+            depends on; the version.
     """
 
     name: str
@@ -106,6 +137,8 @@ class BundleInfo:
     provenance: dict[str, Any] = field(default_factory=dict)
     timings: tuple[dict[str, Any], ...] = ()
     evaluation: Evaluation | None = None
+    threshold: float | None = None
+    calibration: Calibration | None = None
     manyeyes_version: str = ""
     fingerprint: str = ""
     format: str = FORMAT
@@ -114,7 +147,10 @@ class BundleInfo:
     def with_fingerprint(self) -> BundleInfo:
         """A copy whose fingerprint is that of its fields."""
         values = config.to_dict(self)
-        del values["fingerprint"], values["timings"], values["evaluation"]
+        del values["fingerprint"], values["timings"], values["evaluation"], values["calibration"]
+        if self.threshold is None:
+            # Bundles of before there were thresholds keep their fingerprint.
+            del values["threshold"]
         return dataclasses.replace(self, fingerprint=hashlib.sha256(storage.canonical_json(values)).hexdigest()[:16])
 
 

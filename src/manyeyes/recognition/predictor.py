@@ -37,12 +37,15 @@ class Prediction:
     Attributes:
         label, class_name, probability: of the likeliest class.
         top_k: the k likeliest classes, the likeliest first.
+        abstain: whether the probability is below the bundle's threshold, so that the answer should not be relied on;
+            None where the bundle has no threshold.
     """
 
     label: int
     class_name: str
     probability: float
     top_k: tuple[ClassProbability, ...]
+    abstain: bool | None = None
 
 
 class Predictor:
@@ -62,6 +65,7 @@ class Predictor:
         self.class_names = bundle.class_names
         self.preprocessing = bundle.preprocessing
         self._temperature = bundle.info.temperature
+        self._threshold = bundle.info.threshold
 
     @classmethod
     def load(
@@ -216,9 +220,9 @@ class Predictor:
         predictions = []
         for row, values in zip(labels.tolist(), highest.tolist(), strict=True):
             names = [self.class_names[label] for label in row]
-            predictions.append(
-                Prediction(row[0], names[0], values[0], tuple(map(ClassProbability, row, names, values)))
-            )
+            abstain = None if self._threshold is None else values[0] < self._threshold
+            top = tuple(map(ClassProbability, row, names, values))
+            predictions.append(Prediction(row[0], names[0], values[0], top, abstain))
         return predictions
 
     def warm_up(self, batch_sizes: Iterable[int]) -> None:

@@ -31,12 +31,15 @@ from manyeyes.recognition.bundle import (
     MODEL_NAME,
     BackendName,
     BundleInfo,
+    Calibration,
     Evaluation,
     GoldenExamples,
     Precision,
     write_bundle,
 )
+from manyeyes.recognition.predictor import Predictor
 from manyeyes.training.backend import prepare
+from manyeyes.training.calibration import calibrate as fit
 from manyeyes.training.evaluated import read_evaluation
 from manyeyes.training.golden import encode_variants
 from manyeyes.training.held_out import Accuracy, calibration_images, held_out_sample
@@ -69,6 +72,7 @@ class ExportResult:
         candidates: every precision that was measured, float32 first.
         evaluation: the figures of the run's evaluation that the bundle holds; None: it has none, `not_evaluated` says
             why.
+        temperature, threshold, calibration: see BundleInfo; the last is None where none was asked for.
     """
 
     run: str
@@ -86,6 +90,9 @@ class ExportResult:
     seconds: float
     evaluation: Evaluation | None = None
     not_evaluated: str = ""
+    temperature: float = 1.0
+    threshold: float | None = None
+    calibration: Calibration | None = None
 
 
 def export(
@@ -97,6 +104,8 @@ def export(
     which: Which = "best",
     num_golden: int = 8,
     dataset: str | None = None,
+    calibrate: bool = True,
+    target_precision: float | None = None,
 ) -> ExportResult:
     """Make a bundle of the run at `run` and publish it at `bundle`, if it answers as the trained model does.
 
@@ -107,12 +116,16 @@ def export(
         which: the "best" or the "last" checkpoint.
         num_golden: golden examples to keep.
         dataset: whose images are compared; default: that of the run.
+        calibrate: fit a temperature on the dataset's val split (see calibration).
+        target_precision: share of right answers among those that are given; the bundle then abstains where the
+            probability is below a threshold that reaches it on the val split.
 
     Returns:
         The bundle that was published, how far it is from the trained model, and what else was measured.
 
     Raises:
-        UsageError: there is no run, something else is at `bundle`, or the precision can't be served here.
+        UsageError: there is no run, something else is at `bundle`, the precision can't be served here, or no threshold
+            reaches the target.
         DatasetError: the dataset can't be read.
         BundleError: the exported model differs from the trained one, or costs more accuracy than MAX_LOSS_POINTS;
             nothing was published.
@@ -124,6 +137,8 @@ def export(
         raise UsageError(f"precision={precision!r} is not one of {', '.join(known)}.")
     if backend not in get_args(BackendName):
         raise UsageError(f"backend={backend!r} is not one of {', '.join(get_args(BackendName))}.")
+    if target_precision is not None and not 0 < target_precision < 1:
+        raise UsageError(f"target_precision={target_precision} is not between 0 and 1. Give e.g. 0.99.")
     if num_golden < 1:
         raise UsageError(f"num_golden={num_golden} is below 1: a bundle without golden examples proves nothing.")
     if any(importlib.util.find_spec(name) is None for name in ("keras", "tensorflow", "tf2onnx", "onnx")):
@@ -181,7 +196,20 @@ def export(
         candidate = best.candidate
         assert candidate.parity is not None and candidate.accuracy is not None
         measured = {**config.to_dict(candidate.parity), "accuracy": config.to_dict(candidate.accuracy)}
-        written = write_bundle(aside, dataclasses.replace(best.info, parity=measured), files)
+        info = dataclasses.replace(best.info, parity=measured)
+        calibrated = None
+        if calibrate or target_precision is not None:
+            write_bundle(aside, info, files)
+            # In the precision that will be served: lower ones move logits.
+            served = Predictor.load(aside, replay_golden=False)
+            calibrated = fit(served.logits, trained, dataset, scale=calibrate, target_precision=target_precision)
+            info = dataclasses.replace(
+                info,
+                temperature=calibrated.temperature,
+                threshold=calibrated.threshold,
+                calibration=calibrated.record,
+            )
+        written = write_bundle(aside, info, files)
         _publish(aside, bundle, files)
     return ExportResult(
         run=run,
@@ -199,6 +227,9 @@ def export(
         seconds=time.perf_counter() - started,
         evaluation=evaluation,
         not_evaluated=not_evaluated,
+        temperature=info.temperature,
+        threshold=info.threshold,
+        calibration=info.calibration,
     )
 
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -133,14 +135,32 @@ def _open(dataset_uri: str, trained: Run) -> Dataset:
         raise DatasetError(f"The run's own dataset can't be used: {error} Or give another by --dataset.") from None
 
 
-def _read(dataset: Dataset, name: str, indices: np.ndarray, trained: Run, num_stored: int) -> Sample:
+def read_batches(
+    dataset: Dataset, name: str, indices: np.ndarray, trained: Run, batch_size: int = 32
+) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Yield the images of a split at sorted `indices` as the model takes them, uint8 (n, height, width, channels), and
+    their labels, int (n,), a batch at a time.
+
+    Raises:
+        DatasetError: the dataset is damaged, or gives another shape than the model takes.
+    """
+    examples = _examples(dataset, name, indices, trained)
+    while batch := list(itertools.islice(examples, batch_size)):
+        yield np.stack([example.inputs for example in batch]), np.array([example.label for example in batch])
+
+
+@dataclass(frozen=True)
+class _Example:
+    index: int
+    pixels: np.ndarray  # as stored, decoded
+    inputs: np.ndarray  # as the model takes them
+    label: int
+
+
+def _examples(dataset: Dataset, name: str, indices: np.ndarray, trained: Run) -> Iterator[_Example]:
     left = remaining_preprocessing(trained.preprocessing, dataset.preprocessing)
     split = dataset.split(name)
-    kept = {int(indices[i]) for i in np.linspace(0, len(indices) - 1, min(num_stored, len(indices))).astype(int)}
     group_of = np.searchsorted(split.row_group_starts, indices, side="right") - 1
-    stored: list[np.ndarray] = []
-    inputs: list[np.ndarray] = []
-    labels: list[int] = []
     for group in np.unique(group_of):
         shard, row_group = split.row_groups[group]
         with dataset.open_shard(split.shards[shard]) as reader:
@@ -151,14 +171,24 @@ def _read(dataset: Dataset, name: str, indices: np.ndarray, trained: Run, num_st
             pixels = (
                 decode(image, channels=left.channels, background=left.background) if isinstance(image, bytes) else image
             )
-            if int(index) in kept:
-                stored.append(bounded(pixels))
-            inputs.append(left.apply(pixels))
-            labels.append(int(rows.labels[index - start]))
-            if inputs[-1].shape != trained.model.input_shape:
+            inputs = left.apply(pixels)
+            if inputs.shape != trained.model.input_shape:
                 raise DatasetError(
-                    f"{dataset.uri} gives images of {inputs[-1].shape}, but the model of {trained.uri} takes "
+                    f"{dataset.uri} gives images of {inputs.shape}, but the model of {trained.uri} takes "
                     f"{trained.model.input_shape}. Give a dataset with the channels that it was trained on."
                 )
+            yield _Example(int(index), pixels, inputs, int(rows.labels[index - start]))
+
+
+def _read(dataset: Dataset, name: str, indices: np.ndarray, trained: Run, num_stored: int) -> Sample:
+    kept = {int(indices[i]) for i in np.linspace(0, len(indices) - 1, min(num_stored, len(indices))).astype(int)}
+    stored: list[np.ndarray] = []
+    inputs: list[np.ndarray] = []
+    labels: list[int] = []
+    for example in _examples(dataset, name, indices, trained):
+        if example.index in kept:
+            stored.append(bounded(example.pixels))
+        inputs.append(example.inputs)
+        labels.append(example.label)
     known = tuple(dataset.class_names) == tuple(trained.class_names)
     return Sample(name, indices, stored, np.stack(inputs), np.array(labels) if known else None)
