@@ -38,7 +38,7 @@ function factsOf(card) {
   const last = path => String(path).split("/").filter(Boolean).pop();
   if (evaluation) {
     const {num_examples: count, split, confidence, top_k_accuracy: top} = evaluation, k = Math.max(...Object.keys(top));
-    facts.push(["Accuracy", percent(evaluation.accuracy), `${plural(count, "image")} of ${split}, ${between(confidence, evaluation.accuracy_interval)}`]);
+    facts.push(["Accuracy", percent(evaluation.accuracy), `as trained, on ${plural(count, "image")} of ${split}, ${between(confidence, evaluation.accuracy_interval)}`]);
     if (k > 1) facts.push([`Among the top ${k}`, percent(top[k])]);
     facts.push(["Macro F1", percent(evaluation.macro_f1), "mean over the classes"]);
     if (evaluation.dataset_fingerprint !== provenance.dataset_fingerprint) facts.push(["Evaluated on", last(evaluation.dataset), "fingerprint " + evaluation.dataset_fingerprint]);
