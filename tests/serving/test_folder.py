@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 import threading
 import time
+import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -185,24 +186,32 @@ def test_settings_that_can_not_be_read_leave_the_old_ones_in_force(
     assert many.get("/v1/models").json()["models"][0]["shadow_version"] == "10"
 
 
-def test_a_folder_on_s3_is_served(
-    start_server: Callable[..., Any], s3: Any, folder: Path, images: dict[str, bytes]
+@pytest.mark.parametrize("place", ["s3", "hdfs"])
+def test_a_folder_on_another_file_system_is_served_and_followed(
+    place: str,
+    request: pytest.FixtureRequest,
+    monkeypatch: pytest.MonkeyPatch,
+    start_server: Callable[..., Any],
+    variant: Callable[..., Any],
+    images: dict[str, bytes],
 ) -> None:
-    import os
-
-    os_environment = dict(os.environ)
-    os.environ.update(s3.environment)
-    try:
-        for name in ("bundle.json", "model.onnx", "golden.safetensors"):
-            content = (folder / "colours" / "10" / name).read_bytes()
-            storage.write_bytes(f"{s3.bucket_uri}/models/colours/1/{name}", content)
-        assert find_bundles(f"{s3.bucket_uri}/models")["colours"].keys() == {"1"}
-    finally:
-        os.environ.clear()
-        os.environ.update(os_environment)
-    running = start_server(models=f"{s3.bucket_uri}/models", **s3.environment)
+    cluster = request.getfixturevalue({"s3": "s3", "hdfs": "hadoop"}[place])
+    for name, value in cluster.environment.items():
+        monkeypatch.setenv(name, value)
+    models = f"{cluster.bucket_uri if place == 's3' else cluster.hdfs}/models-{uuid.uuid4().hex}"
+    variant(f"{models}/colours/1")
+    assert find_bundles(models)["colours"].keys() == {"1"}
+    running = start_server("--poll", "0.1", models=models)
     with httpx.Client(base_url=running.url, timeout=60) as client:
         assert _version(client, images[".png"]) == "1"
+        variant(f"{models}/colours/2")
+        _wait(lambda: _version(client, images[".png"]) == "2")
+        # bundle.json comes last, as above.
+        for name in ("golden.safetensors", "model.onnx", "bundle.json"):
+            content = storage.read_bytes(f"{models}/colours/2/{name}")
+            storage.write_bytes(f"{models}/colours/3/{name}", content[:-100] if name == "model.onnx" else content)
+        _wait(lambda: any("version=3 " in line and "refused" in line for line in running.lines))
+        assert _version(client, images[".png"]) == "2"
     assert running.stop() == 0
 
 
