@@ -19,7 +19,13 @@ GUIDES = sorted((ROOT / "docs" / "guides").glob("*.md"))
 # Its commands need a GPU; tests/training/test_gpu.py has what it claims.
 NOT_RUN = {"gpu"}
 # What a guide needs beyond Python: without it the guide is a visible skip.
-NEEDS = {"serving": ("curl",), "spark": ("java",), "hadoop": ("java", "mvn"), "storage": ("java", "mvn")}
+NEEDS = {
+    "serving": ("curl",),
+    "watch": ("curl",),
+    "spark": ("java",),
+    "hadoop": ("java", "mvn"),
+    "storage": ("java", "mvn"),
+}
 
 
 def script_of(guide):
@@ -52,8 +58,17 @@ def folder(small_bundle, tmp_path):
     return tmp_path
 
 
-def test_there_is_a_guide_for_every_engine_file_system_and_for_training_and_serving():
-    assert {guide.stem for guide in GUIDES} == {"gpu", "hadoop", "local", "serving", "spark", "storage", "training"}
+def test_there_is_a_guide_for_every_engine_file_system_and_for_training_serving_and_streams():
+    assert {guide.stem for guide in GUIDES} == {
+        "gpu",
+        "hadoop",
+        "local",
+        "serving",
+        "spark",
+        "storage",
+        "training",
+        "watch",
+    }
 
 
 @pytest.mark.slow

@@ -15,7 +15,7 @@ import cv2
 import numpy as np
 import pytest
 
-from manyeyes.errors import SourceError
+from manyeyes.errors import SourceError, UsageError
 from manyeyes.recognition.predictor import Predictor
 from manyeyes.recognition.stream import StreamResult, watch
 from manyeyes.recognition.stream_sources import open_stream
@@ -166,3 +166,5 @@ def test_a_wrong_address_is_one_line_that_does_not_tell_the_password(
                 f"rtsp://127.0.0.1:{port}/{path} can't be opened as a camera or video. "
                 "Check the address, user and password."
             )
+    with pytest.raises(UsageError, match="rtsp://camera/live is none"):
+        open_stream("rtsp://admin:secret@camera/live", state="state.jsonl")

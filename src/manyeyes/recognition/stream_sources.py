@@ -104,7 +104,7 @@ def open_stream(source: str, *, every_seconds: float = 0.0, state: str | None = 
             raise UsageError("--every is for cameras and videos; every file of a folder is taken.")
         return FolderSource(source, state)
     if state is not None:
-        raise UsageError(f"--state is for folders; {source} is none.")
+        raise UsageError(f"--state is for folders; {_without_password(source)} is none.")
     if not is_device and not is_url:
         if not storage.is_local(source):
             raise SourceError(f"{source} can't be watched: a video has to be a local file. Copy it here first.")
@@ -127,8 +127,7 @@ class VideoSource:
     """
 
     def __init__(self, source: str, *, is_live: bool, every_seconds: float = 0.0) -> None:
-        # The password of a camera is nobody's business who reads a log.
-        self.name = f"camera {source}" if source.isdigit() else re.sub("(?<=://)[^/]*@", "", source)
+        self.name = f"camera {source}" if source.isdigit() else _without_password(source)
         self.is_live = is_live
         self._source = source
         self._every_seconds = every_seconds
@@ -231,6 +230,11 @@ class VideoSource:
             check = "the address, user and password" if "://" in self._source else "that it is there and free"
             raise SourceError(f"{self.name} can't be opened as a camera or video. Check {check}.")
         return capture
+
+
+def _without_password(source: str) -> str:
+    """An address without user and password, which are nobody's business who reads a log."""
+    return re.sub("(?<=://)[^/]*@", "", source)
 
 
 def _is_mjpeg(capture: cv2.VideoCapture) -> bool:
