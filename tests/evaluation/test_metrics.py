@@ -51,11 +51,15 @@ def softmax(logits: np.ndarray) -> np.ndarray:
 @settings(deadline=None)
 def test_any_sharding_in_any_order_gives_equal_sums(examples, random):
     logits, labels = examples
-    temperature = random.choice([1.0, 0.7])
+    temperature, threshold = random.choice([1.0, 0.7]), random.choice([None, 0.4])
 
     def sums_of(part) -> ClassificationSums:
         return ClassificationSums.from_logits(
-            logits[part], labels[part], temperature=temperature, example_indices=np.array(part)
+            logits[part],
+            labels[part],
+            temperature=temperature,
+            threshold=threshold,
+            example_indices=np.array(part),
         )
 
     whole = sums_of(range(len(labels)))
@@ -64,7 +68,7 @@ def test_any_sharding_in_any_order_gives_equal_sums(examples, random):
     parts = [sums_of(part) for part in np.split(order, cuts)]
     random.shuffle(parts)
     assert functools.reduce(operator.add, parts) == whole
-    assert parts[0] + ClassificationSums.zero(whole.num_classes, temperature) == parts[0]
+    assert parts[0] + ClassificationSums.zero(whole.num_classes, temperature, threshold) == parts[0]
     assert pickle.loads(pickle.dumps(whole)) == whole
 
 
@@ -271,6 +275,21 @@ def test_of_equal_logits_the_lowest_label_is_predicted():
     assert sums.top_k_hits.tolist() == [1, 2, 3, 4, 4]
 
 
+def test_coverage_and_precision_of_a_threshold_are_those_of_the_answers_that_are_given():
+    draw = np.random.default_rng(0)
+    logits, labels = draw.normal(0, 2, (300, 4)).astype(np.float32), draw.integers(0, 4, 300)
+    confidences, right = softmax(logits / np.float32(2)).max(axis=1), logits.argmax(axis=1) == labels
+    for threshold in (0.0, float(confidences[7]), 1.0):
+        found = summarize(
+            ClassificationSums.from_logits(logits, labels, temperature=2.0, threshold=threshold), names(4)
+        ).abstention
+        given = confidences >= threshold
+        assert found.num_given == given.sum()
+        assert found.coverage == given.mean()
+        assert found.precision == (right[given].mean() if given.any() else None)
+    assert summarize(ClassificationSums.from_logits(logits, labels), names(4)).abstention is None
+
+
 def test_huge_losses_are_summed_exactly():
     logits = np.array([[3e38, -3e38]] * 100, np.float32)
     one = ClassificationSums.from_logits(logits[:1], np.array([1], np.int32)).probabilities
@@ -294,16 +313,16 @@ def test_a_class_without_examples_and_a_class_that_is_never_predicted_are_said()
 @pytest.mark.parametrize(
     ("logits", "labels", "message"),
     [
-        (np.zeros((2, 3)), np.zeros(3, int), "don't fit"),
-        (np.zeros(3), np.zeros(3, int), "don't fit"),
-        (np.zeros((2, 3)), np.array([0, 3]), r"labels are in \[0, 3\], expected \[0, 2\]"),
-        (np.zeros((2, 3)), np.array([-1, 0]), r"labels are in \[-1, 0\]"),
-        (np.array([[np.nan, 0], [0, np.inf], [0, 0]]), np.zeros(3, int), "2 of 3 examples have logits that are NaN"),
+        ([[0, 0, 0], [0, 0, 0]], [0, 0, 0], "don't fit"),
+        ([0, 0, 0], [0, 0, 0], "don't fit"),
+        ([[0, 0, 0], [0, 0, 0]], [0, 3], r"labels are in \[0, 3\], expected \[0, 2\]"),
+        ([[0, 0, 0], [0, 0, 0]], [-1, 0], r"labels are in \[-1, 0\]"),
+        ([[np.nan, 0], [0, np.inf], [0, 0]], [0, 0, 0], "2 of 3 examples have logits that are NaN"),
     ],
 )
 def test_bad_logits_and_labels_are_refused(logits, labels, message):
     with pytest.raises(ValueError, match=message):
-        ClassificationSums.from_logits(logits, labels)
+        ClassificationSums.from_logits(np.array(logits, np.float32), np.array(labels))
 
 
 def test_sums_of_different_classes_and_summaries_of_nothing_are_refused():

@@ -150,6 +150,9 @@ def test_a_bundle_is_served_with_the_temperature_and_evaluation_shows_before_and
     assert metrics.ece == pytest.approx(found.ece, abs=1e-3)
     assert metrics.uncalibrated.ece == pytest.approx(found.ece_before, abs=1e-3)
     assert metrics.log_loss < metrics.uncalibrated.log_loss
+    assert metrics.abstention is not None
+    assert metrics.abstention.threshold == info.threshold
+    assert (metrics.abstention.coverage, metrics.abstention.precision) == (found.coverage, found.precision)
     written = json.loads((tmp_path / "evaluation.json").read_text())["metrics"]
     assert len(written["calibration"]["bins"]) == len(written["uncalibrated"]["bins"]) == 15
 

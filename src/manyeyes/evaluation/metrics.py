@@ -98,6 +98,25 @@ class Calibration:
 
 
 @dataclass(frozen=True)
+class Abstention:
+    """What is left when a model gives no answer below a threshold.
+
+    Attributes:
+        threshold: of the probability of the predicted class.
+        coverage: share of the examples that get an answer.
+        precision: share of the answers that are right; None without answers.
+        coverage_interval, precision_interval: Wilson intervals.
+    """
+
+    threshold: float
+    num_given: int
+    coverage: float
+    coverage_interval: Interval
+    precision: float | None
+    precision_interval: Interval
+
+
+@dataclass(frozen=True)
 class Averages:
     """Precision, recall and F1, averaged over classes."""
 
@@ -132,6 +151,7 @@ class Summary:
         calibration: with the model's temperature.
         uncalibrated: with temperature 1; None where that is the model's.
         mean_cost: of an example; None without a cost matrix.
+        abstention: None where the model always answers. All other figures are over all examples.
     """
 
     num_examples: int
@@ -158,6 +178,7 @@ class Summary:
     calibration: Calibration
     uncalibrated: Calibration | None = None
     mean_cost: float | None = None
+    abstention: Abstention | None = None
     interval_methods: dict[str, str] = field(default_factory=lambda: dict(INTERVAL_METHODS))
 
 
@@ -235,6 +256,7 @@ def summarize(
         calibration=calibration,
         uncalibrated=None if sums.uncalibrated is None else _calibration(sums.uncalibrated, 1.0),
         mean_cost=cost,
+        abstention=_abstention(sums, confidence),
     )
 
 
@@ -272,6 +294,20 @@ def _calibration(sums: ProbabilitySums, temperature: float) -> Calibration:
             )
             for index in range(NUM_CALIBRATION_BINS)
         ),
+    )
+
+
+def _abstention(sums: ClassificationSums, confidence: float) -> Abstention | None:
+    if sums.threshold is None:
+        return None
+    num_given, num_right = sum(sums.given_counts), sums.given_counts[1]
+    return Abstention(
+        threshold=sums.threshold,
+        num_given=num_given,
+        coverage=num_given / sums.num_examples,
+        coverage_interval=wilson_interval(num_given, sums.num_examples, confidence),
+        precision=num_right / num_given if num_given else None,
+        precision_interval=wilson_interval(num_right, num_given, confidence),
     )
 
 

@@ -31,6 +31,7 @@ class Recogniser:
         input_shape: (height, width, channels) in pixels.
         fingerprint: 16 hex digits that change with the weights.
         temperature: logits are divided by it before softmax; 1 for a run.
+        threshold: a prediction of a lower probability abstains; None: none does.
     """
 
     uri: str
@@ -41,6 +42,7 @@ class Recogniser:
     input_shape: tuple[int, int, int]
     fingerprint: str
     temperature: float = 1.0
+    threshold: float | None = None
 
     @classmethod
     def open(cls, uri: str) -> Recogniser:
@@ -64,6 +66,7 @@ class Recogniser:
                 info.input_shape,
                 info.fingerprint,
                 info.temperature,
+                info.threshold,
             )
         if storage.exists(storage.join(uri, CONFIG_NAME)):
             run = Run.open(uri)

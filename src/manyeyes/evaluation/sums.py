@@ -18,7 +18,7 @@ _CALIBRATION_EDGES = np.linspace(0.0, 1.0, NUM_CALIBRATION_BINS + 1)
 # Real numbers are summed as integers of this unit (1e-12): unlike sums of floats these don't depend on their order.
 UNITS = 1 << 40
 # Logits that are looked at at once, so that memory does not grow with the number of examples.
-_CHUNK_VALUES = 1 << 20
+_CHUNK_VALUES = 1 << 18
 
 
 @dataclass(frozen=True)
@@ -85,6 +85,8 @@ class ClassificationSums:
 
     Attributes:
         temperature: logits were divided by it.
+        threshold: a prediction of a lower probability counts as not given; None: all are given.
+        given_counts: predictions that are given, [wrong, right].
         confusion_matrix: int64 (num_classes, num_classes): examples by true label (row) and predicted label (column).
         top_k_hits: int64 (MAX_TOP_K,): examples whose true label is among the k largest logits, for k = 1, 2, ….
         score_counts: int64 (2, num_classes, NUM_SCORE_BINS): examples [of other classes, of the class] by class and bin
@@ -95,6 +97,8 @@ class ClassificationSums:
     """
 
     temperature: float
+    threshold: float | None
+    given_counts: tuple[int, int]
     confusion_matrix: np.ndarray
     top_k_hits: np.ndarray
     score_counts: np.ndarray
@@ -103,10 +107,12 @@ class ClassificationSums:
     sample: ScoreSample
 
     @classmethod
-    def zero(cls, num_classes: int, temperature: float = 1.0) -> ClassificationSums:
+    def zero(cls, num_classes: int, temperature: float = 1.0, threshold: float | None = None) -> ClassificationSums:
         """The sums over no examples."""
         return cls(
             temperature,
+            threshold,
+            (0, 0),
             np.zeros((num_classes, num_classes), np.int64),
             np.zeros(MAX_TOP_K, np.int64),
             np.zeros((2, num_classes, NUM_SCORE_BINS), np.int64),
@@ -122,6 +128,7 @@ class ClassificationSums:
         labels: np.ndarray,
         *,
         temperature: float = 1.0,
+        threshold: float | None = None,
         example_indices: np.ndarray | None = None,
     ) -> ClassificationSums:
         """The sums over some examples. Of equal logits the lower label comes first.
@@ -130,6 +137,7 @@ class ClassificationSums:
             logits: float (n, num_classes), finite.
             labels: int (n,), in [0, num_classes).
             temperature: logits are divided by it; above 0.
+            threshold: see the class.
             example_indices: int (n,), another for every example of the evaluation. With them the intervals of ROC AUC
                 and average precision can be estimated.
 
@@ -141,7 +149,7 @@ class ClassificationSums:
                 f"logits {logits.shape} and labels {labels.shape} don't fit. Expected (n, classes) and (n,)."
             )
         num_examples, num_classes = logits.shape
-        sums = cls.zero(num_classes, temperature)
+        sums = cls.zero(num_classes, temperature, threshold)
         if num_examples == 0:
             return sums
         if labels.min() < 0 or labels.max() >= num_classes:
@@ -151,6 +159,7 @@ class ClassificationSums:
             raise ValueError(f"{num_bad} of {num_examples} examples have logits that are NaN or infinite.")
         # The arrays of `sums` are new and nobody else's, so they are added to in place.
         probabilities, uncalibrated, sample = sums.probabilities, sums.uncalibrated, sums.sample
+        given_counts = np.zeros(2, np.int64)
         rows_at_once = max(1, _CHUNK_VALUES // num_classes)
         for start in range(0, num_examples, rows_at_once):
             here = slice(start, start + rows_at_once)
@@ -160,6 +169,8 @@ class ClassificationSums:
             sums.top_k_hits[:] += _top_k_hits(exact, truth)
             softmax = _Softmax.of(exact / temperature)
             probabilities += ProbabilitySums._of(softmax, truth, predicted)
+            given = slice(None) if threshold is None else 1 / softmax.totals >= threshold
+            given_counts += np.bincount((predicted == truth)[given], minlength=2)
             if uncalibrated is not None:
                 uncalibrated += ProbabilitySums._of(_Softmax.of(exact), truth, predicted)
             bins = score_bins(softmax.exponentials, softmax.shifted)
@@ -168,6 +179,8 @@ class ClassificationSums:
                 sample += ScoreSample.of(example_indices[here], truth, bins)
         return cls(
             temperature,
+            threshold,
+            (int(given_counts[0]), int(given_counts[1])),
             sums.confusion_matrix,
             sums.top_k_hits,
             sums.score_counts,
@@ -179,10 +192,15 @@ class ClassificationSums:
     def __add__(self, other: ClassificationSums) -> ClassificationSums:
         if self.num_classes != other.num_classes:
             raise ValueError(f"Sums over {self.num_classes} and over {other.num_classes} classes can't be added.")
-        if self.temperature != other.temperature:
-            raise ValueError(f"Sums at temperatures {self.temperature} and {other.temperature} can't be added.")
+        if (self.temperature, self.threshold) != (other.temperature, other.threshold):
+            raise ValueError(
+                f"Sums at temperatures {self.temperature} and {other.temperature}, thresholds {self.threshold} and "
+                f"{other.threshold} can't be added."
+            )
         return ClassificationSums(
             self.temperature,
+            self.threshold,
+            (self.given_counts[0] + other.given_counts[0], self.given_counts[1] + other.given_counts[1]),
             self.confusion_matrix + other.confusion_matrix,
             self.top_k_hits + other.top_k_hits,
             self.score_counts + other.score_counts,

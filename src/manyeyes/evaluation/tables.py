@@ -63,6 +63,11 @@ def _figures(metrics: Summary) -> Table:
         temperature = f"before temperature {metrics.calibration.temperature:.3g}"
         table.add_row(f"log loss {temperature}", f"{before.log_loss:.4f}")
         table.add_row(f"calibration error {temperature}", f"{before.ece:.4f}")
+    if (abstention := metrics.abstention) is not None:
+        at = f"at probability {abstention.threshold:.4f}"
+        table.add_row(f"answered {at}", f"{abstention.coverage:.2%}", _interval(abstention.coverage_interval, 2))
+        right = "–" if abstention.precision is None else f"{abstention.precision:.2%}"
+        table.add_row("right of those", right, _interval(abstention.precision_interval, 2))
     if metrics.mean_cost is not None:
         table.add_row("mean cost", f"{metrics.mean_cost:.4g}", _bounds(found["mean_cost"]))
     return table

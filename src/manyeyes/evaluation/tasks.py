@@ -128,6 +128,7 @@ def _findings(job: Job, part: Part, start: int, answered: _Answered) -> Findings
             answered.logits,
             answered.labels,
             temperature=temperature,
+            threshold=job.recogniser.threshold,
             example_indices=np.arange(start, start + len(answered.paths)),
         )
     except ValueError as error:
