@@ -15,7 +15,7 @@ def measured(**columns) -> Measured:
     values |= {"sharpness": np.full(num, 500.0)} | columns
     floats = {name: np.asarray(of_one, np.float32) for name, of_one in values.items()}
     whole = np.zeros(num, np.int64)
-    return Measured(np.full(num, "train"), whole.astype(np.int32), whole - 1, whole, **floats)
+    return Measured(("train",), whole.astype(np.int8), whole.astype(np.int32), whole - 1, whole, **floats)
 
 
 @settings(deadline=None, max_examples=40)

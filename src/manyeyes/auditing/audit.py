@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 
 import numpy as np
 
@@ -18,12 +17,12 @@ from manyeyes.auditing.findings import (
     LabelError,
     Outlier,
     StraddlingGroup,
-    in_order,
 )
 from manyeyes.auditing.fix import write_fixed
 from manyeyes.auditing.label_errors import Suspect, find_label_errors
 from manyeyes.auditing.lookup import Named, find_paths, read_names
 from manyeyes.auditing.measuring import Measured, measure
+from manyeyes.auditing.order import in_order
 from manyeyes.auditing.outliers import find_outliers
 from manyeyes.data.dataset import Dataset
 from manyeyes.data.duplicates import DEFAULT_DISTANCE, Duplicates, find_duplicates
@@ -78,7 +77,7 @@ def audit(
     measured = measure(data, engine, on_progress or (lambda done, total: None))
     duplicates = find_duplicates(data, engine, distance, hashes=measured.hashes)
     distributions, odd = find_outliers(measured)
-    straddling = _straddling(measured.groups, measured.splits)
+    straddling = _straddling(measured)
     example_of_path = find_paths(data, engine, {suspect.path for suspect in suspects})
     wanted = {
         *np.flatnonzero(duplicates.clusters >= 0).tolist(),
@@ -136,7 +135,8 @@ class _Found:
 
     def example(self, number: int) -> Example:
         label = int(self.measured.labels[number])
-        return Example(self.names[number].path, str(self.measured.splits[number]), self.data.class_names[label])
+        split = self.measured.split_names[self.measured.splits[number]]
+        return Example(self.names[number].path, split, self.data.class_names[label])
 
     def clusters(self) -> list[tuple[Cluster, list[int]]]:
         """Each with the numbers of its examples, in the same order."""
@@ -157,12 +157,8 @@ class _Found:
             found.append((cluster, numbers))
         return sorted(found, key=lambda pair: _severity(pair[0]))
 
-    def straddling_groups(self, straddling: Iterable[int]) -> tuple[StraddlingGroup, ...]:
-        found = []
-        for number in straddling:
-            counts = Counter(self.measured.splits[self.measured.groups == self.measured.groups[number]].tolist())
-            name = self.names[number].group
-            found.append(StraddlingGroup(str(name), {split: counts[split] for split in in_order(counts)}))
+    def straddling_groups(self, straddling: dict[int, dict[str, int]]) -> tuple[StraddlingGroup, ...]:
+        found = [StraddlingGroup(str(self.names[number].group), counts) for number, counts in straddling.items()]
         return tuple(sorted(found, key=lambda each: each.group))
 
     def label_errors(
@@ -190,13 +186,17 @@ def _severity(cluster: Cluster) -> tuple[object, ...]:
     return (not cluster.is_leak, not cluster.conflicting_labels, -len(cluster.examples), cluster.examples)
 
 
-def _straddling(groups: np.ndarray, splits: np.ndarray) -> list[int]:
-    """One example of each group that lies in several splits."""
-    _, split_numbers = np.unique(splits, return_inverse=True)
-    rows = np.flatnonzero(groups >= 0)
-    pairs, first = np.unique(np.stack([groups[rows], split_numbers[rows]], axis=1), axis=0, return_index=True)
-    _, at, counts = np.unique(pairs[:, 0], return_index=True, return_counts=True)
-    return rows[first[at[counts > 1]]].tolist()
+def _straddling(measured: Measured) -> dict[int, dict[str, int]]:
+    """One example of each group that lies in several splits, and how many examples the group has in each."""
+    rows = np.flatnonzero(measured.groups >= 0)
+    pairs = np.stack([measured.groups[rows], measured.splits[rows].astype(np.int64)], axis=1)
+    pairs, first, counts = np.unique(pairs, axis=0, return_index=True, return_counts=True)
+    found: dict[int, dict[str, int]] = {}
+    for of_one in np.split(np.arange(len(pairs)), np.flatnonzero(np.diff(pairs[:, 0])) + 1):
+        if len(of_one) > 1:
+            names = (measured.split_names[split] for split in pairs[of_one, 1].tolist())
+            found[int(rows[first[of_one[0]]])] = dict(zip(names, counts[of_one].tolist(), strict=True))
+    return found
 
 
 def _classes(data: Dataset) -> tuple[tuple[ClassCount, ...], float | None]:

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
 import manyeyes
 from manyeyes import config
 from manyeyes.auditing.outliers import Distribution
-from manyeyes.data.manifest import SPLITS
 
 FORMAT = "manyeyes.audit"
 FORMAT_VERSION = 1
@@ -105,11 +103,6 @@ class Fixed:
     num_moved: int
     written: dict[str, int]
     changes: str
-
-
-def in_order(splits: Iterable[str]) -> tuple[str, ...]:
-    """Names of splits as people expect them: train, val, test, then others."""
-    return tuple(sorted(splits, key=lambda split: (SPLITS.index(split) if split in SPLITS else len(SPLITS), split)))
 
 
 @dataclass(frozen=True)

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import json
 from collections import Counter, defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
 
 from manyeyes import storage
-from manyeyes.auditing.findings import Fixed, in_order
+from manyeyes.auditing.findings import Fixed
 from manyeyes.auditing.lookup import Named, read_names
 from manyeyes.auditing.measuring import Measured
+from manyeyes.auditing.order import in_order
 from manyeyes.data.dataset import Dataset
 from manyeyes.data.duplicates import Duplicates
 from manyeyes.data.splits import assign_groups, join_relations
@@ -20,9 +21,10 @@ from manyeyes.engines.base import Engine
 from manyeyes.errors import ManyeyesError
 
 CHANGES_NAME = "changes.jsonl"
-COPY, CONFLICT, STRADDLES = "exact_copy", "conflicting_labels", "straddles_splits"
-# Of copies in several splits the one in the smaller, held-out split is kept: it is missed more.
-_KEPT_FIRST = ("test", "val", "train")
+STAYS, COPY, CONFLICT = range(3)
+REASONS = ("", "exact_copy", "conflicting_labels")
+STRADDLES = "straddles_splits"
+_LEFT_OUT = -1
 
 
 def write_fixed(dataset: Dataset, engine: Engine, measured: Measured, duplicates: Duplicates, out: str) -> Fixed:
@@ -35,92 +37,102 @@ def write_fixed(dataset: Dataset, engine: Engine, measured: Measured, duplicates
     Returns:
         Counts that balance.
     """
-    labels, before = measured.labels, measured.splits
+    labels, before, split_names = measured.labels, measured.splits, measured.split_names
     copies = np.flatnonzero(duplicates.copies >= 0)
     names = read_names(dataset, engine, copies.tolist())
-    reasons, kept_of = _leave_out(copies, duplicates.copies, labels, before, names)
-    splits = np.where(reasons == "", before, "")
-    stays = np.flatnonzero(splits != "")
-    units = stays[join_relations(duplicates.clusters[stays], measured.groups[stays])]
-    torn = stays[_is_torn(units, splits[stays])]
+    reasons, kept_of = _leave_out(copies, duplicates.copies, measured, names)
+    splits = np.where(reasons == STAYS, before, _LEFT_OUT)
+    stays = np.flatnonzero(splits != _LEFT_OUT)
+    units = join_relations(duplicates.clusters[stays], measured.groups[stays])
+    is_torn = _is_torn(units, splits[stays])
+    torn = stays[is_torn]
     names |= read_names(dataset, engine, torn.tolist())
-    unit_of = dict(zip(stays.tolist(), units.tolist(), strict=True)) if len(torn) else {}
-    splits[torn] = _mended(torn, [unit_of[row] for row in torn.tolist()], labels, splits, names)
-    changes = storage.join(out, CHANGES_NAME)
+    splits[torn] = _mended(torn, units[is_torn].tolist(), labels, splits, split_names, names)
     lines = []
     for row in np.flatnonzero(splits != before).tolist():
-        line = {"path": names[row].path, "from": str(before[row]), "to": str(splits[row]) or None}
-        lines.append(line | {"reason": str(reasons[row]) or STRADDLES})
+        to = None if splits[row] == _LEFT_OUT else split_names[splits[row]]
+        reason = REASONS[reasons[row]] or STRADDLES
+        lines.append({"path": names[row].path, "from": split_names[before[row]], "to": to, "reason": reason})
         if row in kept_of:
             lines[-1]["kept"] = names[kept_of[row]].path
     lines.sort(key=lambda line: (line["path"], line["from"]))
+    changes = storage.join(out, CHANGES_NAME)
     storage.write_bytes(changes, "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines).encode())
-    shards = dataset.manifest.shards
-    stops = np.cumsum([shard.num_rows for shard in shards])[:-1]
-    parts = (np.split(values, stops) for values in (labels, splits, reasons))
-    rows_of_shards = [ViewRows(*of_shard) for of_shard in zip(shards, *parts, strict=True)]
-    manifest = write_view(dataset, out, rows_of_shards, {"audit": {"distance": duplicates.distance}})
+    manifest = write_view(
+        dataset, out, list(_view_rows(dataset, measured, splits, reasons)), {"audit": {"distance": duplicates.distance}}
+    )
     if not manifest.balances or manifest.num_seen != len(labels):
         raise ManyeyesError(f"Internal error: {out} does not balance. Please report this.")
     return Fixed(
         dataset=out,
         num_examples=manifest.counts.num_written,
         left_out=manifest.counts.skipped,
-        num_moved=int(((splits != before) & (splits != "")).sum()),
+        num_moved=int(((splits != before) & (splits != _LEFT_OUT)).sum()),
         written={split: sum(manifest.counts.written[split]) for split in in_order(manifest.counts.written)},
         changes=changes,
     )
 
 
+def _view_rows(dataset: Dataset, measured: Measured, splits: np.ndarray, reasons: np.ndarray) -> Iterator[ViewRows]:
+    # The last name is that of _LEFT_OUT.
+    split_names, reason_names = np.array([*measured.split_names, ""]), np.array(REASONS)
+    start = 0
+    for shard in dataset.manifest.shards:
+        rows = slice(start, start + shard.num_rows)
+        of_shard = reason_names[reasons[rows]] if reasons[rows].any() else None
+        yield ViewRows(shard, measured.labels[rows], split_names[splits[rows]], of_shard)
+        start += shard.num_rows
+
+
 def _leave_out(
-    copies: np.ndarray, ids: np.ndarray, labels: np.ndarray, splits: np.ndarray, names: Mapping[int, Named]
+    copies: np.ndarray, ids: np.ndarray, measured: Measured, names: Mapping[int, Named]
 ) -> tuple[np.ndarray, dict[int, int]]:
-    """Why each example is left out ("": it is not), and for the copies the one that is kept."""
-    reasons = np.full(len(labels), "", f"<U{max(len(COPY), len(CONFLICT))}")
+    """The reason of each example, int8, and for the copies that are left out the one that is kept."""
+    reasons = np.full(len(measured.labels), STAYS, np.int8)
     kept_of: dict[int, int] = {}
     sets: dict[int, list[int]] = defaultdict(list)
     for row in copies.tolist():
         sets[int(ids[row])].append(row)
     for rows in sets.values():
-        if len({int(labels[row]) for row in rows}) > 1:
+        if len({int(measured.labels[row]) for row in rows}) > 1:
             reasons[rows] = CONFLICT
             continue
-        first, *others = sorted(rows, key=lambda row: (_rank(str(splits[row])), names[row].path, row))
+        # Of copies in several splits the one in the last, held-out split is kept: it is missed more.
+        first, *others = sorted(rows, key=lambda row: (-measured.splits[row], names[row].path, row))
         reasons[others] = COPY
         kept_of |= dict.fromkeys(others, first)
     return reasons, kept_of
 
 
-def _rank(split: str) -> int:
-    return _KEPT_FIRST.index(split) if split in _KEPT_FIRST else len(_KEPT_FIRST)
-
-
 def _is_torn(units: np.ndarray, splits: np.ndarray) -> np.ndarray:
     """Whether the unit of each example lies in several splits."""
-    _, numbers = np.unique(splits, return_inverse=True)
-    pairs = np.unique(np.stack([units, numbers], axis=1), axis=0)
+    pairs = np.unique(np.stack([units, splits.astype(np.int64)], axis=1), axis=0)
     found, counts = np.unique(pairs[:, 0], return_counts=True)
     return np.isin(units, found[counts > 1])
 
 
 def _mended(
-    torn: np.ndarray, units: Sequence[int], labels: np.ndarray, splits: np.ndarray, names: Mapping[int, Named]
-) -> list[str]:
+    torn: np.ndarray,
+    units: Sequence[int],
+    labels: np.ndarray,
+    splits: np.ndarray,
+    split_names: tuple[str, ...],
+    names: Mapping[int, Named],
+) -> list[int]:
     """The split of each torn example; units are known by their first path, so that the cut into shards has no say."""
-    if not len(torn):
-        return []
     path_of: dict[int, str] = {}
     counts: dict[int, Counter[str]] = defaultdict(Counter)
     for row, unit in zip(torn.tolist(), units, strict=True):
         path_of[unit] = min(path_of.get(unit, names[row].path), names[row].path)
         counts[unit][str(labels[row])] += 1
-    stays = splits != ""
-    shares = {split: float((splits == split).sum() / stays.sum()) for split in np.unique(splits[stays]).tolist()}
+    stays = splits != _LEFT_OUT
+    in_split = np.bincount(splits[stays], minlength=len(split_names))
+    shares = {name: float(count / stays.sum()) for name, count in zip(split_names, in_split.tolist(), strict=True)}
     stays[torn] = False
     dealt = {}
-    for split in shares:
+    for split, name in enumerate(split_names):
         of_label = np.bincount(labels[stays & (splits == split)])
-        dealt[split] = {str(label): int(of_label[label]) for label in np.flatnonzero(of_label).tolist()}
+        dealt[name] = {str(label): int(of_label[label]) for label in np.flatnonzero(of_label).tolist()}
     groups = {path_of[unit]: dict(sorted(counts[unit].items())) for unit in counts}
     split_of = assign_groups(groups, shares, 0, dealt)
-    return [split_of[path_of[unit]] for unit in units]
+    return [split_names.index(split_of[path_of[unit]]) for unit in units]

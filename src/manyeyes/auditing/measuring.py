@@ -10,6 +10,7 @@ from dataclasses import dataclass
 import cv2
 import numpy as np
 
+from manyeyes.auditing.order import in_order
 from manyeyes.data.dataset import Dataset, Split
 from manyeyes.data.duplicates import pixels_of
 from manyeyes.engines.base import Engine
@@ -36,7 +37,8 @@ class Measured:
     """Of all n examples, numbered through the shards of the manifest.
 
     Attributes:
-        splits: n names.
+        split_names: of the dataset, in their usual order.
+        splits: int8 (n,): positions in split_names.
         labels: int32 (n,).
         groups: int64 (n,): equal where the group's name is; -1 without a group.
         hashes: int64 (n,): perceptual hashes.
@@ -46,6 +48,7 @@ class Measured:
         sharpness: float32 (n,): variance of the Laplacian of grey values at a shorter side of 96 pixels at most.
     """
 
+    split_names: tuple[str, ...]
     splits: np.ndarray
     labels: np.ndarray
     groups: np.ndarray
@@ -77,9 +80,11 @@ def measure(dataset: Dataset, engine: Engine, on_progress: Callable[[int, int], 
         on_progress(total, total)
 
     rows = np.frombuffer(b"".join(engine.map(functools.partial(_measure_part, dataset), parts())), _ROW)
-    splits = np.repeat([shard.split for shard in shards], [shard.num_rows for shard in shards])
+    names = in_order({shard.split for shard in shards})
+    splits = np.array([names.index(shard.split) for shard in shards], np.int8)
     return Measured(
-        splits,
+        names,
+        np.repeat(splits, [shard.num_rows for shard in shards]),
         *(np.ascontiguousarray(rows[name]) for name in ("label", "group", "phash")),
         *(np.ascontiguousarray(rows[name]) for name in ("pixels", "aspect", "brightness", "sharpness")),
     )
