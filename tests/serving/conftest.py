@@ -19,7 +19,7 @@ import numpy as np
 import pytest
 
 from manyeyes.evaluation.intervals import wilson_interval
-from manyeyes.recognition.bundle import Bundle, Evaluation, write_bundle
+from manyeyes.recognition.bundle import GOLDEN_NAME, Bundle, Evaluation, write_bundle
 
 _BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
 _FLAGS = (
@@ -299,6 +299,21 @@ def variant(small_bundle: str) -> Callable[..., Path]:
         names = bundle.class_names[::-1] if reverse else bundle.class_names
         files = {file: bundle.read_file(file) for file in bundle.info.files}
         write_bundle(str(directory), dataclasses.replace(bundle.info, name=name, class_names=names), files)
+        return directory
+
+    return write
+
+
+@pytest.fixture(scope="session")
+def unforeseen(small_bundle: str) -> Callable[[Path], Path]:
+    """Write a bundle whose checksums are right, and which fails by an exception that is none of ours."""
+
+    def write(directory: Path) -> Path:
+        bundle = Bundle.load(small_bundle)
+        golden = bundle.golden_examples()
+        content = dataclasses.replace(golden, names=golden.names[1:]).to_bytes()
+        files = {file: bundle.read_file(file) for file in bundle.info.files} | {GOLDEN_NAME: content}
+        write_bundle(str(directory), bundle.info, files)
         return directory
 
     return write

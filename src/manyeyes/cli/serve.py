@@ -35,6 +35,14 @@ def command(
     port: Annotated[int, typer.Option(help="0 takes a free one.", min=0, max=65535)] = 8000,
     backend: Annotated[str | None, typer.Option(help="auto, openvino or onnxruntime; default: the bundle's.")] = None,
     workers: Annotated[int, typer.Option(help="Processes that recognise; 1: the server's own.", min=1)] = 1,
+    worker_timeout: Annotated[
+        float,
+        typer.Option(
+            help="Seconds without a sign of life after which a worker process is replaced.",
+            min=1,
+            rich_help_panel=_OPERATIONS,
+        ),
+    ] = 30,
     threads: Annotated[
         int | None,
         typer.Option(
@@ -140,6 +148,7 @@ def command(
         tls_cert=tls_cert,
         tls_key=tls_key,
         num_workers=workers,
+        worker_timeout_seconds=worker_timeout,
         num_threads=threads,
         backend=backend,  # type: ignore[arg-type]
         poll_seconds=poll,

@@ -6,10 +6,10 @@ import asyncio
 import logging
 import random
 import zlib
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Iterable, Mapping
 from dataclasses import dataclass
 
-from manyeyes.errors import BundleError, ManyeyesError
+from manyeyes.errors import BundleError, ManyeyesError, UsageError
 from manyeyes.serving.folder import (
     FolderSettings,
     FoundBundle,
@@ -19,6 +19,8 @@ from manyeyes.serving.folder import (
     is_bundle,
     newest_first,
     read_settings,
+    say_why,
+    stamp_of_files,
 )
 from manyeyes.serving.jobs import Failure
 from manyeyes.serving.metrics import Metrics
@@ -66,9 +68,13 @@ class Catalog:
         self._overrides = traffic or {}
         self._is_bundle: bool | None = None
         self._settings = FolderSettings()
-        # By (name, version) as listed: the model, and the stamp that it was loaded or refused with.
+        self._settings_error: str | None = None
+        # By (name, version) as listed: the model with the stamp it was loaded by, and the stamp it was refused by.
         self._loaded: dict[tuple[str, str], tuple[Model, str]] = {}
         self._refused: dict[tuple[str, str], str] = {}
+        self._ending: set[asyncio.Task[None]] = set()
+        # What is wrong, as (event, why); told when it comes, not at every look.
+        self._told: set[tuple[str, str]] = set()
 
     def choose(self, name: str | None, version: str | None, request_id: bytes | None) -> Choice | Failure:
         """Return the model for a request.
@@ -123,8 +129,11 @@ class Catalog:
 
         Raises:
             ManyeyesError: there is nothing that can be served, or the settings can't be read.
+            UsageError: at the first look, where settings from the command line name what is not there.
         """
         found = await asyncio.to_thread(self._look)
+        if not self._loaded:
+            self._check_overrides(found)
         for name, versions in found.items():
             kept = 0
             for version in newest_first(versions):
@@ -132,33 +141,46 @@ class Catalog:
                 if kept >= self._keep_versions and version not in self.traffic(name).versions():
                     continue
                 kept += await self._bring(key, bundle)
-        await self._swap(self._wanted(found))
+        wanted = self._wanted(found)
+        gone = {name for name, _ in self._loaded} - {name for name, _ in wanted}
+        self._swap(wanted | {key for key in self._loaded if key[0] in gone})
+        self._tell(gone)
         if not self.models:
             raise BundleError(
                 f"{self._uri} holds no model that can be served. "
                 "Give a bundle, or a folder with NAME/VERSION/bundle.json."
             )
 
-    async def close(self) -> None:
-        """Let all models finish."""
+    async def close(self, timeout_seconds: float) -> None:
+        """Let all models finish; those that have not by then are given up."""
         for model, _ in self._loaded.values():
-            await model.close()
+            self._end(model)
+        if self._ending:
+            _, left = await asyncio.wait(self._ending, timeout=timeout_seconds)
+            for task in left:
+                task.cancel()
 
     async def _bring(self, key: tuple[str, str], bundle: FoundBundle) -> bool:
         """Load a bundle unless that was done or tried; True if this version is served, now or from before."""
         before = self._loaded.get(key)
-        if (before is not None and before[1] == bundle.stamp) or self._refused.get(key) == bundle.stamp:
-            return before is not None
+        if before is not None and before[1] == bundle.stamp:
+            return True
         name, version = key
+        stamp = None
         try:
+            # Before it is read: what changes meanwhile is seen by the next look.
+            stamp = await asyncio.to_thread(stamp_of_files, bundle)
+            if self._refused.get(key) == stamp:
+                return before is not None
             model = await self._load(bundle.uri, name or None, version or None)
-        except (ManyeyesError, OSError) as error:
+        except Exception as error:
             if key == (_OWN, _OWN) and before is None:
                 raise
-            _log.error("A version was refused", extra={"model": name, "version": version, "why": str(error)})
+            _log.error("A version was refused", extra={"model": name, "version": version, "why": say_why(error)})
             self._metrics.loads.add((name, version, "refused"))
-            if isinstance(error, ManyeyesError):
-                self._refused[key] = bundle.stamp
+            # Storage that fails is asked again, a bundle that is no good only when a file of it has changed.
+            if stamp is not None and (isinstance(error, ManyeyesError) or not isinstance(error, OSError)):
+                self._refused[key] = stamp
             return before is not None
         self._metrics.loads.add((model.card.name, model.card.version, "loaded"))
         _log.info(
@@ -168,10 +190,10 @@ class Catalog:
         self._loaded[key] = (model, bundle.stamp)
         self._refused.pop(key, None)
         if before is not None:
-            await self._swap(set(self._loaded), before[0])
+            self._swap(set(self._loaded), before[0])
         return True
 
-    async def _swap(self, wanted: set[tuple[str, str]], *replaced: Model) -> None:
+    def _swap(self, wanted: set[tuple[str, str]], *replaced: Model) -> None:
         """Serve what is wanted from now on; the rest finishes what it was given, then ends."""
         released = list(replaced) + [self._loaded.pop(key)[0] for key in set(self._loaded) - wanted]
         models: dict[str, dict[str, Model]] = {}
@@ -185,7 +207,51 @@ class Catalog:
         }
         for model in released:
             _log.info("A version ends", extra={"model": model.card.name, "version": model.card.version})
-            await model.close()
+            self._end(model)
+
+    def _end(self, model: Model) -> None:
+        # Beside: what one still has to finish must not hold up the next look.
+        task = asyncio.get_running_loop().create_task(model.close())
+        self._ending.add(task)
+        task.add_done_callback(self._ending.discard)
+
+    def _tell(self, gone: Iterable[str]) -> None:
+        """Log what is wrong since this look."""
+        wrong = {("No version of a model is there any more, what is loaded of it goes on", name) for name in gone}
+        if self._settings_error is not None:
+            wrong.add(("The settings were refused, the old ones go on", self._settings_error))
+        unknown = "The settings name what is not served"
+        default = self._settings.default_model
+        if default is not None and default not in self.models:
+            wrong.add((unknown, f"default_model: there is no model {default}"))
+        for name, traffic in self._settings.models.items():
+            versions = self.models.get(name)
+            if versions is None:
+                wrong.add((unknown, f"there is no model {name}, only {', '.join(self.models) or 'none'}"))
+                continue
+            for version in traffic.versions() - set(versions):
+                wrong.add((unknown, f"the model {name} has no version {version}, only {', '.join(versions)}"))
+        for event, why in sorted(wrong - self._told):
+            _log.warning(event, extra={"why": why})
+        self._told = wrong
+
+    def _check_overrides(self, found: dict[str, dict[str, FoundBundle]]) -> None:
+        if self._overrides and self._is_bundle:
+            raise UsageError(
+                f"{self._uri} is one bundle, but --canary and --shadow choose between versions. "
+                "Give a folder NAME/VERSION of bundles."
+            )
+        for name, values in self._overrides.items():
+            if name not in found:
+                raise UsageError(
+                    f"--canary or --shadow names the model {name}, but {self._uri} holds {', '.join(found) or 'none'}."
+                )
+            for option in ("canary", "shadow"):
+                if values.get(option) not in (None, *found[name]):
+                    versions = ", ".join(newest_first(found[name])) or "none"
+                    raise UsageError(
+                        f"--{option} names version {values[option]} of {name}, but {self._uri} holds {versions}."
+                    )
 
     def _wanted(self, found: dict[str, dict[str, FoundBundle]]) -> set[tuple[str, str]]:
         wanted = set()
@@ -205,10 +271,11 @@ class Catalog:
             return {_OWN: {_OWN: bundle}} if bundle else {_OWN: {_OWN: FoundBundle(self._uri, self._stamp_of_own())}}
         try:
             self._settings = read_settings(self._uri).with_traffic(self._overrides)
+            self._settings_error = None
         except ManyeyesError as error:
             if not self.models:
                 raise
-            _log.error("The settings were refused, the old ones go on", extra={"why": str(error)})
+            self._settings_error = str(error)
         return find_bundles(self._uri)
 
     def _stamp_of_own(self) -> str:

@@ -13,8 +13,8 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
 from manyeyes import config, storage
-from manyeyes.errors import BundleError, ConfigError
-from manyeyes.recognition.bundle import INFO_NAME
+from manyeyes.errors import BundleError, ConfigError, ManyeyesError
+from manyeyes.recognition.bundle import INFO_NAME, Bundle
 
 SETTINGS_NAME = "serving.toml"
 # What may stand in a URL and a log without being quoted.
@@ -23,7 +23,7 @@ _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
 
 @dataclass(frozen=True)
 class FoundBundle:
-    """A bundle that lies somewhere; `stamp` changes with its content."""
+    """A bundle that lies somewhere; `stamp` is that of its bundle.json, which has the checksums of all other files."""
 
     uri: str
     stamp: str
@@ -110,6 +110,35 @@ def find_bundle(uri: str) -> FoundBundle | None:
     except (FileNotFoundError, NotADirectoryError):
         return None
     return FoundBundle(uri, hashlib.sha256(content).hexdigest()[:16])
+
+
+def stamp_of_files(bundle: FoundBundle) -> str:
+    """Return what changes when a file of a bundle does, be it complete or not: names, sizes and times."""
+    filesystem, path = storage.filesystem(bundle.uri)
+    files = sorted(
+        (entry["name"], entry["size"] or 0, str(entry.get("mtime") or entry.get("LastModified")))
+        for entry in filesystem.ls(path, detail=True)
+    )
+    return f"{bundle.stamp} {hashlib.sha256(repr(files).encode()).hexdigest()}"
+
+
+def read_bundle(uri: str) -> dict[str, bytes]:
+    """Read all files of the bundle at `uri`, by name.
+
+    Raises:
+        BundleError: it is damaged.
+        OSError: the storage fails.
+    """
+    bundle = Bundle.load(uri)
+    return {
+        INFO_NAME: storage.read_bytes(storage.join(uri, INFO_NAME)),
+        **{name: bundle.read_file(name) for name in bundle.info.files},
+    }
+
+
+def say_why(error: Exception) -> str:
+    """Why a bundle can't be loaded; what nobody foresaw is told with its kind."""
+    return str(error) if isinstance(error, (ManyeyesError, OSError)) else f"{type(error).__name__}: {error}"
 
 
 def read_settings(uri: str) -> FolderSettings:

@@ -3,16 +3,18 @@
 length of the payload, kind, number of the job or model        payload
 ----------------------------------------------------------    --------------------------------------------
 server   CONFIGURE   settings                                 JSON
-         LOAD        a model                                  JSON: uri, name, version
+         LOAD        a model                                  LOAD head, JSON: name, version, …, sizes; files
          UNLOAD      a model
          IMAGE       a job                                    JOB head, encoded bytes
          PIXELS      a job                                    JOB head, the model's input as bytes
          EXPLAIN     a job                                    JOB head (the label + 1 as top_k), encoded bytes
+         PING        0                                        nothing; asks for ALIVE
 worker   LOADED      a model                                  JSON: its card
          REFUSED     a model                                  the reason as text
          ANSWER      a job                                    ANSWER head, JSON of predictions or float32 logits
          FAILURE     a job                                    JSON of jobs.Failure
          EXPLANATION a job                                    EXPLANATION head, float32 saliency, uint8 pixels
+         ALIVE       0                                        nothing
 """
 
 from __future__ import annotations
@@ -21,8 +23,8 @@ import dataclasses
 import enum
 import json
 import struct
-from collections.abc import Iterator
-from typing import BinaryIO
+from collections.abc import Iterator, Mapping
+from typing import Any, BinaryIO
 
 import numpy as np
 
@@ -30,6 +32,7 @@ from manyeyes.serving.jobs import Failure, Job
 from manyeyes.serving.models import Explanation
 
 _HEAD = struct.Struct("<IBI")
+_LOAD = struct.Struct("<I")  # bytes of the JSON that follows
 JOB = struct.Struct("<Ii")  # number of the model, top_k
 ANSWER = struct.Struct("<iHffff")  # label, batch size, brightness, queue, decode and predict seconds
 EXPLANATION = struct.Struct("<iHHB")  # label, height, width, channels
@@ -49,6 +52,8 @@ class Kind(enum.IntEnum):
     ANSWER = 9
     FAILURE = 10
     EXPLANATION = 11
+    PING = 12
+    ALIVE = 13
 
 
 def pack(kind: Kind, number: int, payload: bytes = b"") -> bytes:
@@ -84,6 +89,25 @@ class Splitter:
             yield Kind(kind), number, bytes(self._buffer[position + _HEAD.size : end])
             position = end
         del self._buffer[:position]
+
+
+def pack_load(number: int, source: Mapping[str, Any], files: Mapping[str, bytes]) -> bytes:
+    """A bundle for a worker: what to do with it, and its files by name."""
+    sizes = {name: len(content) for name, content in files.items()}
+    text = json.dumps({**source, "sizes": sizes}).encode()
+    size = _LOAD.size + len(text) + sum(sizes.values())
+    return b"".join([_HEAD.pack(size, Kind.LOAD, number), _LOAD.pack(len(text)), text, *files.values()])
+
+
+def unpack_load(payload: bytes) -> tuple[dict[str, Any], dict[str, bytes]]:
+    """The inverse of `pack_load`."""
+    position = _LOAD.size + _LOAD.unpack_from(payload)[0]
+    source = json.loads(payload[_LOAD.size : position])
+    files = {}
+    for name, size in source.pop("sizes").items():
+        files[name] = payload[position : position + size]
+        position += size
+    return source, files
 
 
 def pack_job(number: int, model: int, job: Job) -> bytes:

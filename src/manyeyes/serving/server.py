@@ -5,9 +5,11 @@ from __future__ import annotations
 import asyncio
 import functools
 import logging
+import os
 import signal
 import socket
 import ssl
+import threading
 from collections.abc import Callable, Coroutine, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -31,6 +33,10 @@ from manyeyes.serving.models import LocalModel, Model, ModelCard
 from manyeyes.serving.workers import WorkerPool
 
 _log = logging.getLogger(__name__)
+# When requests have ended or were cut off, their models have so long to let go.
+_CLOSE_SECONDS = 1.0
+# With that and the end of the worker processes; what is left then will not end by itself.
+_END_SECONDS = 4.0
 
 
 @dataclass(frozen=True)
@@ -72,8 +78,14 @@ def serve(
     listener = _bind(host, port)
     shown = f"[{host}]" if ":" in host else host
     url = f"{'https' if tls else 'http'}://{shown}:{listener.getsockname()[1]}"
-    with listener, asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-        runner.run(_run(models, listener, url, settings, tls, traffic or {}, on_start))
+    # A thread that is stuck in native code or in a read is ended by nothing but the end of its process.
+    cut_off = threading.Timer(settings.drain_delay_seconds + settings.drain_timeout_seconds + _END_SECONDS, _cut_off)
+    cut_off.daemon = True
+    try:
+        with listener, asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+            runner.run(_run(models, listener, url, settings, tls, traffic or {}, on_start, cut_off.start))
+    finally:
+        cut_off.cancel()
 
 
 async def _run(
@@ -84,6 +96,7 @@ async def _run(
     tls: ssl.SSLContext | None,
     traffic: Mapping[str, Mapping[str, object]],
     on_start: Callable[[Started], None] | None,
+    on_end: Callable[[], None],
 ) -> None:
     loop = asyncio.get_running_loop()
     counters = Metrics()
@@ -106,7 +119,13 @@ async def _run(
     counters.add_gauge("manyeyes_connections", "Open connections.", (), lambda: {(): len(server.connections)})
     counters.add_gauge("manyeyes_body_bytes", "Bodies in memory.", (), lambda: {(): server.bodies_bytes})
     ended = asyncio.Event()
-    _on_signals(loop, ended.set)
+
+    def end() -> None:
+        if not ended.is_set():
+            ended.set()
+            on_end()
+
+    _on_signals(loop, end)
     # Probes are answered from the first moment; everything else when the models are there.
     await server.start(listener)
     try:
@@ -126,7 +145,7 @@ async def _run(
         await asyncio.gather(polling, return_exceptions=True)
     finally:
         await server.drain(settings.drain_timeout_seconds)
-        await catalog.close()
+        await catalog.close(_CLOSE_SECONDS)
         if pool is not None:
             await pool.close()
 
@@ -154,6 +173,11 @@ async def _poll(catalog: Catalog, seconds: float) -> None:
             _log.error("The models can't be looked at, those that are loaded go on", extra={"why": str(error)})
         except Exception:
             _log.exception("The models can't be looked at, those that are loaded go on")
+
+
+def _cut_off() -> None:
+    _log.warning("Something that is under way does not end in time, and is cut off")
+    os._exit(0)
 
 
 def _on_signals(loop: asyncio.AbstractEventLoop, end: Callable[[], None]) -> None:

@@ -30,6 +30,8 @@ class ServeSettings:
         cors_origins: that may use the server from a browser's page; "*" is every one. Default: none.
         tls_cert, tls_key: PEM files; None: no TLS.
         num_workers: processes that recognise; 1: this one.
+        worker_timeout_seconds: without a sign of life, after which a worker process is killed and replaced.
+        job_timeout_seconds: in which a worker process answers what it was given, else it is killed and replaced.
         num_threads: that decode, and of one call of a model, in each worker; None: all cores, shared by the workers.
         backend: None: the one that the bundle prefers.
         poll_seconds: between two looks for new versions.
@@ -57,6 +59,8 @@ class ServeSettings:
     tls_cert: str | None = None
     tls_key: str | None = None
     num_workers: int = 1
+    worker_timeout_seconds: float = 30.0
+    job_timeout_seconds: float = 300.0
     num_threads: int | None = None
     backend: BackendName | None = None
     poll_seconds: float = 5.0

@@ -17,9 +17,9 @@ from typing import Any, BinaryIO, cast
 
 import numpy as np
 
-from manyeyes import config
-from manyeyes.errors import ManyeyesError
+from manyeyes import config, storage
 from manyeyes.serving import frames, logs
+from manyeyes.serving.folder import say_why
 from manyeyes.serving.frames import Kind
 from manyeyes.serving.jobs import INTERNAL, OVERLOADED, WORKER_LOST, Failure, Job
 from manyeyes.serving.models import LocalModel
@@ -54,13 +54,15 @@ class Worker:
                 self._take(number, payload, kind is Kind.PIXELS)
             elif kind is Kind.LOAD:
                 # Beside the loop: what is loaded already goes on answering.
-                _in_thread(self._load, number, json.loads(payload))
+                _in_thread(self._load, number, payload)
             elif kind is Kind.UNLOAD:
                 model = self._models.pop(number, None)
                 if model is not None:
                     _in_thread(model.close_now)
             elif kind is Kind.EXPLAIN:
                 _in_thread(self._explain, number, payload)
+            elif kind is Kind.PING:
+                self._send(frames.pack(Kind.ALIVE, number))
             elif kind is Kind.CONFIGURE:
                 content = json.loads(payload)
                 self._settings = config.from_dict(ServeSettings, content["settings"])
@@ -78,13 +80,20 @@ class Worker:
         if not model.submit(_NumberedJob(number, content, top_k)):
             self._send(frames.pack_failure(number, OVERLOADED))
 
-    def _load(self, number: int, content: dict[str, Any]) -> None:
+    def _load(self, number: int, payload: bytes) -> None:
+        source, files = frames.unpack_load(payload)
+        # Opened as every bundle is, from the memory of this process.
+        place = f"memory://worker/{number}"
+        filesystem, path = storage.filesystem(place)
+        filesystem.pipe({storage.join(path, name): content for name, content in files.items()})
         try:
-            settings = dataclasses.replace(self._settings, backend=content["backend"])
-            model = LocalModel.load(content["uri"], content["name"], content["version"], settings, self._deliver)
-        except (ManyeyesError, OSError) as error:
-            self._send(frames.pack(Kind.REFUSED, number, str(error).encode()))
+            settings = dataclasses.replace(self._settings, backend=source["backend"])
+            model = LocalModel.load(place, source["name"], source["version"], settings, self._deliver)
+        except Exception as error:
+            self._send(frames.pack(Kind.REFUSED, number, say_why(error).replace(place, source["uri"]).encode()))
             return
+        finally:
+            storage.remove(place, recursive=True)
         self._models[number] = model
         self._send(frames.pack(Kind.LOADED, number, json.dumps(dataclasses.asdict(model.card)).encode()))
 

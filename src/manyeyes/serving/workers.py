@@ -7,24 +7,21 @@ import dataclasses
 import itertools
 import json
 import logging
-import os
-import socket
-import subprocess
-import sys
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine, Mapping
 from typing import Any
 
 from manyeyes import config
-from manyeyes.engines.base import THREADS_VARIABLE, available_cores
 from manyeyes.errors import BundleError, EngineError
 from manyeyes.serving import frames
+from manyeyes.serving.folder import read_bundle
 from manyeyes.serving.frames import Kind
 from manyeyes.serving.jobs import WORKER_LOST, Failure, Job
 from manyeyes.serving.metrics import Metrics
 from manyeyes.serving.models import Explanation, Model, ModelCard
 from manyeyes.serving.settings import ServeSettings
+from manyeyes.serving.worker_process import PINGS, WorkerProcess, end_all, start_worker
 
 _log = logging.getLogger(__name__)
 _FIRST_PAUSE_SECONDS = 0.1
@@ -33,16 +30,27 @@ _LONGEST_PAUSE_SECONDS = 10.0
 _GOOD_LIFE_SECONDS = 30.0
 # With no worker at all for so long, what waits is given up.
 _PATIENCE_SECONDS = 5.0
+# To compile and measure a large model on few cores.
+_LOAD_SECONDS = 600.0
+_END_SECONDS = 1.0
 _MAX_NUMBER = 2**32
 
 
 class RemoteModel:
-    """A version that every worker has loaded."""
+    """A version that every worker has loaded.
 
-    def __init__(self, pool: WorkerPool, number: int, source: dict[str, Any], card: ModelCard) -> None:
+    Attributes:
+        source, files: what workers load it from: its bytes are kept, because a worker that takes the place of another
+            must load the same, whatever lies at the URI by then.
+    """
+
+    def __init__(
+        self, pool: WorkerPool, number: int, source: dict[str, Any], files: Mapping[str, bytes], card: ModelCard
+    ) -> None:
         self.card = card
         self.number = number
         self.source = source
+        self.files = files
         self.num_under_way = 0
         self.num_waiting = 0
         self._pool = pool
@@ -66,62 +74,6 @@ class RemoteModel:
         self._pool.unload(self)
 
 
-class _Worker(asyncio.Protocol):
-    """One process and what it works on."""
-
-    def __init__(self, pool: WorkerPool, process: subprocess.Popen[bytes]) -> None:
-        self.process = process
-        self.started = time.monotonic()
-        self.jobs: dict[int, tuple[RemoteModel, Job]] = {}
-        self.waiting_for: dict[int, asyncio.Future[Any]] = {}
-        self._pool = pool
-        self._splitter = frames.Splitter()
-        self.transport: Any = None
-
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        """See asyncio.Protocol."""
-        self.transport = transport
-
-    def data_received(self, data: bytes) -> None:
-        """See asyncio.Protocol."""
-        finished: dict[RemoteModel, list[Job]] = {}
-        for kind, number, payload in self._splitter.feed(data):
-            entry = self.jobs.pop(number, None) if kind in (Kind.ANSWER, Kind.FAILURE) else None
-            if entry is not None:
-                model, job = entry
-                if kind is Kind.ANSWER:
-                    before = job.queue_seconds
-                    frames.unpack_answer(payload, job)
-                    job.queue_seconds += before
-                else:
-                    job.failure = frames.unpack_failure(payload)
-                model.num_under_way -= 1
-                finished.setdefault(model, []).append(job)
-            elif (future := self.waiting_for.pop(number, None)) is not None and not future.done():
-                if kind is Kind.LOADED:
-                    future.set_result(config.from_dict(ModelCard, json.loads(payload)))
-                elif kind is Kind.REFUSED:
-                    future.set_exception(BundleError(payload.decode()))
-                elif kind is Kind.FAILURE:
-                    future.set_result(frames.unpack_failure(payload))
-                else:
-                    future.set_result(frames.unpack_explanation(payload))
-        for model, jobs in finished.items():
-            self._pool.deliver(model, jobs)
-        self._pool.pump()
-
-    def connection_lost(self, error: Exception | None) -> None:
-        """See asyncio.Protocol."""
-        self._pool.lost(self)
-
-    def ask(self, kind: Kind, number: int, payload: bytes) -> asyncio.Future[Any]:
-        """Send something that has an answer."""
-        future = asyncio.get_running_loop().create_future()
-        self.waiting_for[number] = future
-        self.transport.write(frames.pack(kind, number, payload))
-        return future
-
-
 class WorkerPool:
     """The worker processes of a server. Used from the event loop alone.
 
@@ -138,8 +90,9 @@ class WorkerPool:
         self.deliver = deliver
         self._settings = settings
         self._metrics = counters
-        # Those that have loaded every model.
-        self._workers: list[_Worker] = []
+        # Those that have loaded every model, and all.
+        self._workers: list[WorkerProcess] = []
+        self._processes: set[WorkerProcess] = set()
         self._models: dict[int, RemoteModel] = {}
         self._waiting: deque[tuple[RemoteModel, Job]] = deque()
         self._numbers = itertools.count(1)
@@ -155,6 +108,7 @@ class WorkerPool:
 
     async def start(self) -> None:
         """Start all workers."""
+        self._run(self._look_after_workers())
         await asyncio.gather(*(self._start_worker() for _ in range(self._settings.num_workers)))
 
     async def load(self, uri: str, name: str | None, version: str | None) -> RemoteModel:
@@ -165,15 +119,16 @@ class WorkerPool:
             EngineError: there is no worker.
         """
         source = {"uri": uri, "name": name, "version": version, "backend": self._settings.backend}
+        files = await asyncio.to_thread(read_bundle, uri)
         number = self._next_number()
-        asked: set[_Worker] = set()
+        asked: set[WorkerProcess] = set()
         answers: list[Any] = []
         # The first one chooses the backend by measurement, the others follow. Workers may come while others load.
         while missing := [worker for worker in self._workers if worker not in asked]:
             if not asked:
                 missing = missing[:1]
             asked.update(missing)
-            loads = [self._load_in(worker, number, source) for worker in missing]
+            loads = [self._load_in(worker, number, source, files) for worker in missing]
             answers += await asyncio.gather(*loads, return_exceptions=True)
             if isinstance(answers[0], ModelCard):
                 source["backend"] = answers[0].backend
@@ -184,7 +139,7 @@ class WorkerPool:
         if refusals or not cards:
             self._unload(number)
             raise refusals[0] if refusals else EngineError("No worker process is running that could load a model.")
-        model = RemoteModel(self, number, source, cards[0])
+        model = RemoteModel(self, number, source, files, cards[0])
         self._models[number] = model
         return model
 
@@ -216,14 +171,14 @@ class WorkerPool:
                 return
             self._waiting.popleft()
             model.num_waiting -= 1
+            job.started = True
             if job.gone:
                 self.deliver(model, [job])
                 continue
             job.queue_seconds = time.perf_counter() - job.submitted
             number = self._next_number()
-            worker.jobs[number] = (model, job)
             model.num_under_way += 1
-            worker.transport.write(frames.pack_job(number, model.number, job))
+            worker.give(number, model, job)
 
     async def explain(self, model: RemoteModel, content: bytes, label: int | None) -> Explanation | Failure:
         """See Model.explain."""
@@ -231,9 +186,14 @@ class WorkerPool:
             return WORKER_LOST
         worker = min(self._workers, key=lambda each: len(each.jobs))
         payload = frames.JOB.pack(model.number, 0 if label is None else label + 1) + content
+        number = self._next_number()
         try:
-            return await worker.ask(Kind.EXPLAIN, self._next_number(), payload)
+            async with asyncio.timeout(self._settings.job_timeout_seconds):
+                return await worker.ask(frames.pack(Kind.EXPLAIN, number, payload), number)
         except EngineError:
+            return WORKER_LOST
+        except TimeoutError:
+            self._kill(worker, f"it has explained an image for more than {self._settings.job_timeout_seconds:g} s")
             return WORKER_LOST
 
     async def close(self) -> None:
@@ -241,13 +201,14 @@ class WorkerPool:
         self._is_closing = True
         for task in self._tasks:
             task.cancel()
-        for worker in list(self._workers):
-            worker.transport.close()
-        for worker in list(self._workers):
-            await asyncio.to_thread(_end, worker.process)
+        processes = [worker.process for worker in self._processes]
+        for worker in list(self._processes):
+            worker.transport.abort()
+        await asyncio.to_thread(end_all, processes, _END_SECONDS)
 
-    def lost(self, worker: _Worker) -> None:
+    def lost(self, worker: WorkerProcess) -> None:
         """A worker has ended: what it worked on fails, another takes its place."""
+        self._processes.discard(worker)
         lost_jobs, worker.jobs = worker.jobs, {}
         for future in worker.waiting_for.values():
             if not future.done():
@@ -256,7 +217,7 @@ class WorkerPool:
             return
         self._workers.remove(worker)
         by_model: dict[RemoteModel, list[Job]] = {}
-        for model, job in lost_jobs.values():
+        for model, job, _ in lost_jobs.values():
             job.failure = WORKER_LOST
             model.num_under_way -= 1
             by_model.setdefault(model, []).append(job)
@@ -268,14 +229,29 @@ class WorkerPool:
             self.deliver(model, jobs)
         if time.monotonic() - worker.started > _GOOD_LIFE_SECONDS:
             self._pause_seconds = _FIRST_PAUSE_SECONDS
-        task = asyncio.get_running_loop().create_task(self._replace(worker))
+        self._run(self._replace(worker))
+
+    def _run(self, work: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.get_running_loop().create_task(work)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 
-    async def _replace(self, worker: _Worker) -> None:
+    async def _look_after_workers(self) -> None:
+        while True:
+            await asyncio.sleep(self._settings.worker_timeout_seconds / PINGS)
+            for worker in list(self._processes):
+                if (why := worker.why_hung()) is not None:
+                    self._kill(worker, why)
+
+    def _kill(self, worker: WorkerProcess, why: str) -> None:
+        _log.error("A worker process is killed", extra={"pid": worker.process.pid, "why": why})
+        worker.kill()
+
+    async def _replace(self, worker: WorkerProcess) -> None:
         if not self.num_ready:
             asyncio.get_running_loop().call_later(_PATIENCE_SECONDS, self._give_up_waiting)
-        await asyncio.to_thread(_end, worker.process)
+        # Without its socket it has nothing to do any more, whatever state it is in.
+        await asyncio.to_thread(end_all, [worker.process], 0.0)
         while not self._is_closing:
             await asyncio.sleep(self._pause_seconds)
             self._pause_seconds = min(2 * self._pause_seconds, _LONGEST_PAUSE_SECONDS)
@@ -299,15 +275,8 @@ class WorkerPool:
             asyncio.get_running_loop().call_later(_PATIENCE_SECONDS, self._give_up_waiting)
 
     async def _start_worker(self) -> None:
-        ours, theirs = socket.socketpair()
-        with theirs:
-            process = subprocess.Popen(
-                [sys.executable, "-m", "manyeyes.serving.worker", str(theirs.fileno())],
-                pass_fds=[theirs.fileno()],
-                stdin=subprocess.DEVNULL,
-                env=_environment(self._settings.num_workers),
-            )
-        _, worker = await asyncio.get_running_loop().create_unix_connection(lambda: _Worker(self, process), sock=ours)
+        worker = await start_worker(self, self._settings)
+        self._processes.add(worker)
         content = config.to_dict(dataclasses.replace(self._settings, token=None))
         worker.transport.write(
             frames.pack(
@@ -319,13 +288,10 @@ class WorkerPool:
             # Models may come while others are loaded.
             while missing := [model for number, model in self._models.items() if number not in loaded]:
                 for model in missing:
-                    card = await self._load_in(worker, model.number, model.source)
-                    if card.fingerprint != model.card.fingerprint:
-                        raise BundleError(f"{model.source['uri']} has changed; its new version is not served yet.")
+                    await self._load_in(worker, model.number, model.source, model.files)
                     loaded.add(model.number)
         except BaseException:
-            worker.transport.abort()
-            process.kill()
+            worker.kill()
             raise
         self._workers.append(worker)
         for number in loaded - set(self._models):
@@ -336,22 +302,15 @@ class WorkerPool:
         for worker in self._workers:
             worker.transport.write(frames.pack(Kind.UNLOAD, number))
 
-    async def _load_in(self, worker: _Worker, number: int, source: dict[str, Any]) -> ModelCard:
-        return await worker.ask(Kind.LOAD, number, json.dumps(source).encode())
+    async def _load_in(
+        self, worker: WorkerProcess, number: int, source: dict[str, Any], files: Mapping[str, bytes]
+    ) -> ModelCard:
+        try:
+            async with asyncio.timeout(_LOAD_SECONDS):
+                return await worker.ask(frames.pack_load(number, source, files), number)
+        except TimeoutError:
+            self._kill(worker, f"it has loaded a version for more than {_LOAD_SECONDS:g} s")
+            raise BundleError(f"{source['uri']} could not be loaded within {_LOAD_SECONDS:g} s.") from None
 
     def _next_number(self) -> int:
         return next(self._numbers) % _MAX_NUMBER
-
-
-def _environment(num_workers: int) -> dict[str, str]:
-    environment = {name: value for name, value in os.environ.items() if name != "MANYEYES_TOKEN"}
-    environment.setdefault(THREADS_VARIABLE, str(max(1, available_cores() // num_workers)))
-    return environment
-
-
-def _end(process: subprocess.Popen[bytes]) -> None:
-    try:
-        process.wait(timeout=10)
-    except subprocess.TimeoutExpired:
-        process.kill()
-        process.wait()
