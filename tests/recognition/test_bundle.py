@@ -58,6 +58,20 @@ def test_a_bundle_that_lists_files_elsewhere_is_refused(bundle_copy: Path, name:
     assert "not a file of the bundle" in _refusal(bundle_copy)
 
 
+@pytest.mark.parametrize("temperature", [0.0, -1.0, 1e-320, float("inf"), float("nan")])
+def test_a_temperature_that_makes_no_probabilities_is_refused(bundle_copy: Path, temperature: float) -> None:
+    edited = dataclasses.replace(Bundle.load(str(bundle_copy)).info, temperature=temperature)
+    if np.isfinite(temperature):  # else there is no fingerprint
+        edited = edited.with_fingerprint()
+    _edit(bundle_copy, lambda values: values.update(config.to_dict(edited)))
+    assert f"has temperature {temperature}" in _refusal(bundle_copy)
+
+
+def test_a_number_that_is_none_is_refused_wherever_it_stands(bundle_copy: Path) -> None:
+    _edit(bundle_copy, lambda values: values["files"][MODEL_NAME].update(size_bytes=float("nan")))
+    assert "is damaged" in _refusal(bundle_copy)
+
+
 @pytest.mark.parametrize("name", [MODEL_NAME, GOLDEN_NAME])
 def test_a_flipped_byte_in_a_file_is_refused(bundle_copy: Path, name: str) -> None:
     content = bytearray((bundle_copy / name).read_bytes())

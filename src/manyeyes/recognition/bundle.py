@@ -12,6 +12,7 @@ import dataclasses
 import hashlib
 import itertools
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -30,6 +31,8 @@ INFO_NAME = "bundle.json"
 MODEL_NAME = "model.onnx"
 GOLDEN_NAME = "golden.safetensors"
 INPUT_NAME = "image"
+# Logits that are divided by less are no numbers any more.
+_MIN_TEMPERATURE = 1e-6
 
 Precision = Literal["float32", "bfloat16", "int8"]
 BackendName = Literal["auto", "openvino", "onnxruntime"]
@@ -314,7 +317,15 @@ def _read_info(bundle_uri: str) -> BundleInfo:
             f"{uri}: the preprocessing has fingerprint {preprocessing.fingerprint}, but the model was exported with "
             f"{info.preprocessing_fingerprint}. It was changed; export the run again."
         )
-    if (expected := info.with_fingerprint().fingerprint) != info.fingerprint:
+    if not _MIN_TEMPERATURE <= info.temperature < math.inf:
+        raise BundleError(
+            f"{uri} has temperature {info.temperature}, expected a finite number above 0. Export the run again."
+        )
+    try:
+        expected = info.with_fingerprint().fingerprint
+    except ValueError as error:  # NaN, which Python's JSON reads but canonical JSON has not
+        raise BundleError(f"{uri} is damaged: {error}. Export the run again.") from None
+    if expected != info.fingerprint:
         raise BundleError(
             f"{uri}: the content has fingerprint {expected}, but says {info.fingerprint or 'none'}. "
             "It was changed after export; export the run again."
