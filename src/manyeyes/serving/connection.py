@@ -26,6 +26,8 @@ _MAX_HEADERS = 100
 _NEVER = float("inf")
 # After an answer to a request that was not read to its end, for the client to see the answer before the reset.
 _LINGER_SECONDS = 2.0
+# After a client has closed its side: what nothing has begun with by then is given up.
+_GONE_SECONDS = 1.0
 _MAX_DISCARDED_BYTES = 8 * 1024 * 1024
 
 
@@ -49,6 +51,7 @@ class Connection(asyncio.Protocol):
         self._discarding = False
         self._discarded_bytes = 0
         self._last_request = False
+        self._at_end = False
         self._may_write = True
         self.deadline = 0.0
         self._body_started = 0.0
@@ -76,7 +79,7 @@ class Connection(asyncio.Protocol):
         self._reading = None
         self._ahead.clear()
         if request is not None and request.on_gone is not None:
-            request.on_gone()
+            request.on_gone(True)
         if not self._server.connections:
             self._server.all_closed()
 
@@ -109,10 +112,15 @@ class Connection(asyncio.Protocol):
                 self._refuse(431, "too_many_bytes", f"the head of the request is longer than {_MAX_HEAD_BYTES} bytes")
 
     def eof_received(self) -> bool:
-        """See asyncio.Protocol. A client may close its side and still read the answer."""
+        """See asyncio.Protocol.
+
+        A client may close its side and still read the answer, or it has left: nobody can know before something is
+        written. So a request that nothing has begun with a second later is answered with 503.
+        """
         if self.active is None and not self._ahead:
             return False
-        self._last_request = True
+        self._last_request = self._at_end = True
+        self.deadline = self._server.now() + _GONE_SECONDS
         return not self._server.is_tls
 
     def pause_writing(self) -> None:
@@ -250,9 +258,23 @@ class Connection(asyncio.Protocol):
             if self._ahead:
                 self._next()
 
+    def account(self, request: Request, num_bytes: int) -> None:
+        """See messages.Connection."""
+        request.size_bytes += num_bytes
+        self._server.bodies_bytes += num_bytes
+
     def sweep(self, now: float) -> None:
         """Called now and then: end what takes too long."""
         if now < self.deadline:
+            return
+        if self._at_end and self.active is not None:
+            request = self.active
+            if request.on_gone is None:
+                self.deadline = now + _GONE_SECONDS
+            elif request.on_gone(False):
+                self._send(request, self._application.refusal(503, "overloaded", "nothing has begun with it yet"))
+            else:
+                self.deadline = _NEVER
             return
         if self._discarding or not self._may_write or self._transport.is_closing():
             self._transport.abort()
@@ -272,7 +294,7 @@ class Connection(asyncio.Protocol):
 
     def _start(self, request: Request) -> None:
         self.active = request
-        self.deadline = _NEVER
+        self.deadline = self._server.now() + _GONE_SECONDS if self._at_end else _NEVER
         if request.refusal is not None:
             self._send(request, request.refusal)
             return
@@ -290,11 +312,14 @@ class Connection(asyncio.Protocol):
             self._server.run(self._finish(request, answer))
 
     async def _finish(self, request: Request, answer: Coroutine[Any, Any, Response]) -> None:
+        request.hold()
         try:
             response = await answer
         except Exception:
             _log.exception("A request failed")
             response = self._application.refusal(500, "internal", "see the server's log")
+        finally:
+            request.let_go()
         self._send(request, response)
 
     def _send(self, request: Request, response: Response) -> None:
@@ -334,7 +359,7 @@ class Connection(asyncio.Protocol):
         self._discarding = True
         self._last_request = True
         self._reading = None
-        self._release(request)
+        self.account(request, -request.size_bytes)
         request.chunks = []
         if self.active is None and not self._ahead:
             self._start(request)
@@ -348,9 +373,9 @@ class Connection(asyncio.Protocol):
         self._stop_reading(request)
 
     def _release(self, request: Request) -> None:
-        self._server.bodies_bytes -= request.size_bytes
-        request.size_bytes = 0
         request.body = b""
+        request.chunks = []
+        request.let_go()
 
     def _close_gently(self) -> None:
         # Bytes that nobody has read turn a close into a reset, which may overtake the answer.

@@ -5,10 +5,14 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from manyeyes.errors import ImageError, Reason
+
+if TYPE_CHECKING:
+    from manyeyes.serving.messages import Request
 
 _STATUS_OF_REASON = {
     Reason.EMPTY: 400,
@@ -52,7 +56,10 @@ class Job:
         content: encoded bytes, or the pixels of a model input, uint8 (height, width, channels).
         top_k: classes that are wanted; 0: the logits.
         done: called with the job in the event loop, exactly once.
+        num_pixels: of the image, as its header says; 0 for a model input.
+        held: the request whose memory it holds (see limits.Admission).
         gone: nobody waits for the answer any more.
+        started: a thread or a worker process has begun with it.
         failure: None when it was answered.
         payload: JSON of the list of predictions, or float32 logits as bytes.
         label: the likeliest class, or -1.
@@ -69,20 +76,28 @@ class Job:
         "done",
         "failure",
         "gone",
+        "held",
         "label",
+        "num_pixels",
         "payload",
         "predict_seconds",
         "queue_seconds",
+        "started",
         "submitted",
         "top_k",
     )
 
-    def __init__(self, content: bytes | np.ndarray, top_k: int, done: Callable[[Job], None]) -> None:
+    def __init__(
+        self, content: bytes | np.ndarray, top_k: int, done: Callable[[Job], None], num_pixels: int = 0
+    ) -> None:
         self.content = content
         self.top_k = top_k
         self.done = done
         self.submitted = time.perf_counter()
+        self.num_pixels = num_pixels
+        self.held: Request | None = None
         self.gone = False
+        self.started = False
         self.failure: Failure | None = None
         self.payload = b""
         self.label = -1
@@ -91,6 +106,15 @@ class Job:
         self.decode_seconds = 0.0
         self.predict_seconds = 0.0
         self.batch_size = 0
+
+    def drop(self) -> bool:
+        """Nobody waits any more; True if nothing has begun with it, so that its memory is free at once."""
+        self.gone = True
+        # What begins says `started` before it looks at `gone`: so one of the two sees the other.
+        if self.started:
+            return False
+        self.content = b""
+        return True
 
     def timings_json(self) -> bytes:
         """The timings in milliseconds as a JSON object."""

@@ -23,6 +23,9 @@ class Connection(Protocol):
 
     active: Request | None
 
+    def account(self, request: Request, num_bytes: int) -> None:
+        """Count bytes in memory for a request, or less than before."""
+
     def respond(self, request: Request, status: int, body: bytes, content_type: bytes, extra: bytes) -> None:
         """Write the answer to the active request; a client that has left gets none."""
 
@@ -48,7 +51,9 @@ class Request:
         label: of the route, for metrics; set by the application.
         extra: header lines of the answer; set by the application.
         gone: the client has left.
-        on_gone: called when it leaves before it is answered.
+        on_gone: called with True when the client leaves before it is answered; with False when it has closed its side
+            and may have left: it says whether the request was given up, because nothing had begun with it.
+        num_holders: the connection, and whatever else still needs the memory of the request.
         started: time.perf_counter() when its head was read.
     """
 
@@ -64,6 +69,7 @@ class Request:
         "keep_alive",
         "label",
         "method",
+        "num_holders",
         "on_gone",
         "path",
         "path_parameters",
@@ -87,7 +93,8 @@ class Request:
         self.path_parameters: dict[str, str] = {}
         self.label = ""
         self.extra = b""
-        self.on_gone: Callable[[], None] | None = None
+        self.on_gone: Callable[[bool], bool] | None = None
+        self.num_holders = 1
         self.started = time.perf_counter()
         given = headers.get(b"x-request-id")
         self.has_own_id = given is not None and _SANE_ID.fullmatch(given) is not None
@@ -97,6 +104,20 @@ class Request:
     def gone(self) -> bool:
         """The client has left."""
         return self.connection.active is not self
+
+    def account(self, num_bytes: int) -> None:
+        """Count so many bytes more in memory for it (or less)."""
+        self.connection.account(self, num_bytes)
+
+    def hold(self) -> None:
+        """Its memory is needed, also when it is answered; call `let_go` as often."""
+        self.num_holders += 1
+
+    def let_go(self) -> None:
+        """The inverse of `hold`; after the last one its bytes are no longer counted."""
+        self.num_holders -= 1
+        if not self.num_holders:
+            self.connection.account(self, -self.size_bytes)
 
     def query_parameters(self) -> dict[str, list[str]]:
         """The query, decoded."""

@@ -223,6 +223,7 @@ class LocalModel:
     def _prepare(self, job: Job) -> np.ndarray | None:
         started = time.perf_counter()
         job.queue_seconds = started - job.submitted
+        job.started = True
         if job.gone:
             return None
         try:

@@ -29,7 +29,7 @@ class V2Handlers:
         settings: ServeSettings,
         refusals: Refusals,
         is_ready: Callable[[], bool],
-        run_all: Callable[[Model, list[Any], int], Awaitable[list[Job] | Failure]],
+        run_all: Callable[[Request, Choice, list[Any], int], Awaitable[list[Job] | Failure]],
     ) -> None:
         self._catalog = catalog
         self._settings = settings
@@ -71,7 +71,7 @@ class V2Handlers:
             )
         except v2.RequestError as error:
             return v2.to_response(self._refusals.count(error.failure))
-        jobs = await self._run_all(choice.model, asked.images, 0)
+        jobs = await self._run_all(request, choice, asked.images, 0)
         if isinstance(jobs, Failure):
             return v2.to_response(jobs)
         for job in jobs:
