@@ -39,6 +39,10 @@ def main():
         elif verb == "predict":
             result = manyeyes.predict(*arguments, engine=engine)
             reports.append([result.num_seen, result.num_predicted, result.failed, result.predicted])
+        elif verb == "audit":
+            report = manyeyes.audit(*arguments, engine=engine).to_dict()
+            del report["dataset"]
+            reports.append(report)
         else:
             metrics = manyeyes.evaluate(*arguments, engine=engine, split="train").to_dict()["metrics"]
             reports.append(metrics)
@@ -130,6 +134,8 @@ def jobs_of(run, places):
             bundle = storage.join(place.uri, "bundle")
             yield place.name, ["predict", bundle, storage.join(place.uri, "photos"), storage.join(out, "p.parquet")]
             yield place.name, ["evaluate", bundle, dataset]
+        if place.name == "local" and "local" in run.predicts_in:
+            yield place.name, ["audit", dataset]
 
 
 def outcome_of(run, places, tmp_path, environment):
@@ -217,4 +223,4 @@ def test_every_engine_makes_the_same_bytes_and_numbers(run, expected, places, tm
         run.settings["pass_environment"] = ["AWS_*", "HADOOP_CONF_DIR"]
     outcome = outcome_of(run, places, tmp_path, environment)
     assert outcome == {key: expected[key] for key in outcome}
-    assert len(outcome) == 3 + 2 * len(run.predicts_in)
+    assert len(outcome) == 3 + 2 * len(run.predicts_in) + ("local" in run.predicts_in)
