@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -15,6 +16,8 @@ if TYPE_CHECKING:
     from manyeyes.serving.server import Started
 
 TOKEN_VARIABLE = "MANYEYES_TOKEN"
+# A host may be an address of IPv6 in brackets. Browser extensions have schemes of their own.
+_ORIGIN = re.compile(r"[a-z][a-z0-9+.-]*://([a-z0-9._-]+|\[[0-9a-f:]+\])(:[0-9]+)?")
 _LIMITS = "Limits"
 _SECURITY = "Security"
 _OPERATIONS = "Operations"
@@ -127,6 +130,12 @@ def command(
     if log_format not in ("text", "json"):
         raise UsageError(f"--log-format {log_format} is not text or json.")
     traffic = read_traffic(canary or [], shadow or [])
+    for origin in cors_origin or []:
+        if origin != "*" and not _ORIGIN.fullmatch(origin):
+            raise UsageError(
+                f"--cors-origin {origin} is not an origin as browsers send it: scheme and host in lower case, and the "
+                "port if it is not the usual one, e.g. https://example.org."
+            )
     token = _read_token(token_file)
 
     from manyeyes.serving import logs
@@ -185,14 +194,20 @@ def read_traffic(canaries: list[str], shadows: list[str]) -> dict[str, dict[str,
 
 
 def _read_token(path: str | None) -> str | None:
-    if path is None:
-        return os.environ.get(TOKEN_VARIABLE) or None
-    try:
-        token = Path(path).read_text(encoding="utf-8").strip()
-    except (OSError, UnicodeDecodeError) as error:
-        raise UsageError(f"The token file {path} can't be read: {error}.") from None
+    if path is not None:
+        where = f"The token file {path}"
+        try:
+            text = Path(path).read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            raise UsageError(f"{where} can't be read: {error}.") from None
+    else:
+        where = f"The variable {TOKEN_VARIABLE}"
+        text = os.environ.get(TOKEN_VARIABLE, "")
+        if not text:
+            return None
+    token = text.strip()
     if not token.isascii() or not token or any(character.isspace() for character in token):
-        raise UsageError(f"The token file {path} must hold one word of ASCII.")
+        raise UsageError(f"{where} must hold one word of ASCII.")
     return token
 
 

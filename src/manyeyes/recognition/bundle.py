@@ -253,15 +253,18 @@ class Bundle:
         try:
             content = storage.read_bytes(uri)
         except FileNotFoundError:
-            raise BundleError(f"{uri} is missing, but {INFO_NAME} lists it. Export the run again.") from None
+            raise BundleError(
+                f"{uri} is missing, but {INFO_NAME} lists it. Copy the bundle again, or export the run again."
+            ) from None
         if len(content) != expected.size_bytes:
             raise BundleError(
-                f"{uri} has {len(content)} bytes, {INFO_NAME} says {expected.size_bytes}. Export the run again."
+                f"{uri} has {len(content)} bytes, {INFO_NAME} says {expected.size_bytes}. "
+                "Copy the bundle again, or export the run again."
             )
         if (found := hashlib.sha256(content).hexdigest()) != expected.sha256:
             raise BundleError(
                 f"{uri} fails its checksum: SHA-256 {found[:12]}…, {INFO_NAME} says {expected.sha256[:12]}…. "
-                "Export the run again."
+                "Copy the bundle again, or export the run again."
             )
         return content
 
