@@ -16,6 +16,8 @@ if TYPE_CHECKING:
     from manyeyes.recognition.batch import predict
     from manyeyes.recognition.predictor import Predictor
     from manyeyes.recognition.recognizer import Recognizer
+    from manyeyes.report.build import write_report
+    from manyeyes.report.comparing import compare
     from manyeyes.serving.server import serve
     from manyeyes.training.export import export
     from manyeyes.training.trainer import train
@@ -26,6 +28,7 @@ __all__ = [
     "Predictor",
     "Recognizer",
     "audit",
+    "compare",
     "crossval",
     "evaluate",
     "export",
@@ -34,6 +37,7 @@ __all__ = [
     "serve",
     "train",
     "tune",
+    "write_report",
 ]
 
 _MODULE_OF_NAME = {
@@ -43,6 +47,8 @@ _MODULE_OF_NAME = {
     "tune": "manyeyes.training.tune",
     "evaluate": "manyeyes.evaluation.evaluate",
     "crossval": "manyeyes.evaluation.crossval",
+    "write_report": "manyeyes.report.build",
+    "compare": "manyeyes.report.comparing",
     "export": "manyeyes.training.export",
     "predict": "manyeyes.recognition.batch",
     "serve": "manyeyes.serving.server",

@@ -21,6 +21,8 @@ VERBS = (
     "tune",
     "evaluate",
     "crossval",
+    "report",
+    "compare",
     "export",
     "predict",
     "serve",

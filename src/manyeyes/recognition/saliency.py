@@ -10,6 +10,7 @@ import functools
 import hashlib
 import time
 import weakref
+from collections.abc import Callable
 
 import cv2
 import numpy as np
@@ -19,6 +20,8 @@ from manyeyes.recognition.predictor import Predictor
 
 # Cells along a side of the map, and answers of the model that it takes: what is solved for needs more than its cells.
 _LEVELS = ((4, 32), (5, 64), (7, 144), (8, 288))
+# By level: for whoever has to know what a map costs.
+NUM_ANSWERS = tuple(num_masks for _, num_masks in _LEVELS)
 _BATCH_SIZE = 16
 # Ridge of the least squares, as a share of what the answers weigh: half of the cells are hidden at a time.
 _RIDGE = 0.5
@@ -62,8 +65,18 @@ def saliency(
         raise UsageError(f"There is no label {label}: the model has {len(info.class_names)} classes, from 0 on.")
     if level is not None and not 0 <= level < len(_LEVELS):
         raise UsageError(f"level={level} is not one of {', '.join(map(str, range(len(_LEVELS))))}.")
+    chosen = _affordable_level(predictor, max_seconds) if level is None else level
+    return solve(predictor.probabilities, pixels, label, chosen)
+
+
+def solve(probabilities: Callable[[np.ndarray], np.ndarray], pixels: np.ndarray, label: int, level: int) -> np.ndarray:
+    """See `saliency`, for any model.
+
+    Args:
+        probabilities: from uint8 (n, height, width, channels), n <= 16, to float (n, num_classes).
+    """
     height, width = pixels.shape[:2]
-    cells, num_masks = _LEVELS[_affordable_level(predictor, max_seconds) if level is None else level]
+    cells, num_masks = _LEVELS[level]
     hidden = _hidden(cells, num_masks)
     difference = _blurred(pixels).astype(np.float32) - pixels
     lost = []
@@ -75,7 +88,7 @@ def saliency(
                 for mask in hidden[start : start + _BATCH_SIZE]
             ]
         )
-        lost.append(-_margin(predictor.probabilities(batch), label))
+        lost.append(-_margin(probabilities(batch), label))
     weights = _least_squares(hidden.reshape(num_masks, -1), np.concatenate(lost)).reshape(cells, cells)
     fall = cv2.resize(weights.astype(np.float32), (width, height), interpolation=cv2.INTER_CUBIC)
     np.maximum(fall, 0, out=fall)
