@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import operator
 import pickle
+import tracemalloc
 import warnings
 
 import numpy as np
@@ -16,7 +17,6 @@ from hypothesis import strategies as st
 
 from manyeyes.errors import DataError
 from manyeyes.evaluation import ranking
-from manyeyes.evaluation import sums as sums_module
 from manyeyes.evaluation.metrics import ClassificationSums, summarize
 from manyeyes.evaluation.ranking import score_bins
 from manyeyes.evaluation.sums import UNITS
@@ -247,12 +247,19 @@ def test_the_sums_of_many_classes_travel_in_a_small_part_of_their_memory():
     assert len(pickle.dumps(found)) < in_memory / 10
 
 
-def test_memory_does_not_grow_with_the_examples_that_are_looked_at_at_once(monkeypatch):
+def test_memory_does_not_grow_with_the_examples_that_are_given_at_once():
     draw = np.random.default_rng(0)
-    logits, labels = draw.normal(size=(100, 7)), draw.integers(0, 7, 100)
-    whole = ClassificationSums.from_logits(logits, labels, example_indices=np.arange(100))
-    monkeypatch.setattr(sums_module, "_CHUNK_VALUES", 50)
-    assert ClassificationSums.from_logits(logits, labels, example_indices=np.arange(100)) == whole
+    logits, labels = draw.normal(size=(400_000, 7)).astype(np.float32), draw.integers(0, 7, 400_000)
+    tracemalloc.start()
+    whole = ClassificationSums.from_logits(logits, labels, example_indices=np.arange(400_000))
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < logits.nbytes, peak
+    halves = [
+        ClassificationSums.from_logits(logits[part], labels[part], example_indices=part)
+        for part in np.split(np.arange(400_000), [150_001])
+    ]
+    assert halves[0] + halves[1] == whole
 
 
 def test_the_sample_is_that_of_the_smallest_hashes_however_parts_are_merged(monkeypatch):

@@ -17,8 +17,9 @@ NUM_CALIBRATION_BINS = 15
 _CALIBRATION_EDGES = np.linspace(0.0, 1.0, NUM_CALIBRATION_BINS + 1)
 # Real numbers are summed as integers of this unit (1e-12): unlike sums of floats these don't depend on their order.
 UNITS = 1 << 40
-# Logits that are looked at at once, so that memory does not grow with the number of examples.
-_CHUNK_VALUES = 1 << 18
+# Logits that are looked at at once, so that memory does not grow with the number of examples and caches are large
+# enough; with many classes more, as counts of all their bins are made each time.
+_CHUNK_VALUES = 1 << 16
 
 
 @dataclass(frozen=True)
@@ -160,7 +161,7 @@ class ClassificationSums:
         # The arrays of `sums` are new and nobody else's, so they are added to in place.
         probabilities, uncalibrated, sample = sums.probabilities, sums.uncalibrated, sums.sample
         given_counts = np.zeros(2, np.int64)
-        rows_at_once = max(1, _CHUNK_VALUES // num_classes)
+        rows_at_once = max(NUM_SCORE_BINS // 2, _CHUNK_VALUES // num_classes)
         for start in range(0, num_examples, rows_at_once):
             here = slice(start, start + rows_at_once)
             exact, truth = logits[here].astype(np.float64), np.asarray(labels[here], np.int64)
