@@ -25,7 +25,7 @@ from manyeyes.imaging.phash import perceptual_hash
 
 # Measured: docs/decisions/0130-audit.md.
 DEFAULT_DISTANCE = 4
-_MIN_CORRELATION = 0.99
+MIN_CORRELATION = 0.99
 # A hash of a photo has 32 bits set; a flat image's has one, a plain gradient's few: such a hash is no likeness.
 _MIN_BITS_SET = 12
 _THUMBNAIL_SIDE = 16
@@ -63,7 +63,8 @@ def find_duplicates(
 
     Two examples are exact copies if their stored content is the same, byte by byte. They are near duplicates if their
     perceptual hashes differ in at most `distance` bits and their grey thumbnails correlate to at least 0.99. Clusters
-    are what is connected by either. This process holds 16 bytes per example, and 300 per example with a suspect hash.
+    are what is connected by either. This process takes about 60 bytes per example while it searches, and 300
+    per example with a suspect hash.
 
     Args:
         engine: where the shards are read; default: local, a worker per core.
@@ -124,7 +125,7 @@ def _of_all(num_examples: int, suspects: np.ndarray, smallest: np.ndarray) -> np
 
 @dataclass(frozen=True)
 class _Looks:
-    """Of n images: uint64 (n,) digests of their content; float32 (n, 256) thumbnails of mean 0 and norm 1."""
+    """Of n images: uint64 (n,) digests of their content; uint8 (n, 256) grey thumbnails."""
 
     digests: np.ndarray
     thumbnails: np.ndarray
@@ -165,11 +166,8 @@ def pixels_of(dataset: Dataset, stored: np.ndarray | bytes, path: str = "an imag
 def _read_looks(dataset: Dataset, engine: Engine, tasks: Iterator[ChosenRows]) -> _Looks:
     parts = engine.map(functools.partial(_look, dataset), tasks)
     digests = b"".join(digests for digests, _ in parts)
-    thumbnails = np.frombuffer(b"".join(thumbnails for _, thumbnails in parts), np.uint8).astype(np.float32)
-    thumbnails = thumbnails.reshape(-1, _THUMBNAIL_SIDE**2)
-    thumbnails -= thumbnails.mean(axis=1, keepdims=True)
-    norms = np.linalg.norm(thumbnails, axis=1, keepdims=True)
-    return _Looks(np.frombuffer(digests, np.uint64), thumbnails / np.maximum(norms, 1e-6))
+    thumbnails = np.frombuffer(b"".join(thumbnails for _, thumbnails in parts), np.uint8)
+    return _Looks(np.frombuffer(digests, np.uint64), thumbnails.reshape(-1, _THUMBNAIL_SIDE**2))
 
 
 @dataclass(frozen=True)
@@ -208,11 +206,11 @@ def _look(dataset: Dataset, chosen: ChosenRows) -> tuple[bytes, bytes]:
                 image = group.images[row]
                 content = image if isinstance(image, bytes) else np.ascontiguousarray(image).data
                 digests.append(hashlib.blake2b(content, digest_size=8).digest())
-                thumbnails.append(_thumbnail(pixels_of(dataset, image, group.paths[row])[0]).tobytes())
+                thumbnails.append(thumbnail(pixels_of(dataset, image, group.paths[row])[0]).tobytes())
     return b"".join(digests), b"".join(thumbnails)
 
 
-def _thumbnail(image: np.ndarray) -> np.ndarray:
+def thumbnail(image: np.ndarray) -> np.ndarray:
     """uint8 (16, 16), grey; by the same way down as the perceptual hash."""
     small = cv2.resize(image, (128, 128), interpolation=cv2.INTER_LINEAR) if min(image.shape[:2]) > 128 else image
     small = cv2.resize(small, (_THUMBNAIL_SIDE, _THUMBNAIL_SIDE), interpolation=cv2.INTER_AREA)
@@ -248,9 +246,9 @@ def _near_edges(
         while len(open_) and is_look.sum() < _MAX_LOOKS:
             look, others = open_[0], open_[1:]
             is_look[look] = True
-            agree = looks.thumbnails[members[others]] @ looks.thumbnails[members[look]] >= _MIN_CORRELATION
-            same = members[others[agree]]
-            edges.append(np.stack([np.full(len(same), members[look]), same], axis=1))
+            pairs_of_look = np.stack([np.full(len(others), members[look]), members[others]], axis=1)
+            agree = _agree(looks, pairs_of_look)
+            edges.append(pairs_of_look[agree])
             open_ = others[~agree]
         chosen[start : start + length] = is_look
     distinct = distinct[chosen]
@@ -264,8 +262,23 @@ def _near_edges(
         within = np.arange(len(which)) - np.repeat(np.cumsum(num) - num, num)
         first = distinct[begin[one[which]] + within // count[other[which]]]
         second = distinct[begin[other[which]] + within % count[other[which]]]
-        for part in range(0, len(first), _COMPARE_CHUNK):
-            a, b = first[part : part + _COMPARE_CHUNK], second[part : part + _COMPARE_CHUNK]
-            agree = np.einsum("ij,ij->i", looks.thumbnails[a], looks.thumbnails[b]) >= _MIN_CORRELATION
-            edges.append(np.stack([a[agree], b[agree]], axis=1))
+        compared = np.stack([first, second], axis=1)
+        edges.append(compared[_agree(looks, compared)])
     return edges
+
+
+def _agree(looks: _Looks, pairs: np.ndarray) -> np.ndarray:
+    """Whether the thumbnails of each pair correlate: bool (m,)."""
+    agree = np.empty(len(pairs), bool)
+    for start in range(0, len(pairs), _COMPARE_CHUNK):
+        one, other = (normalised(looks.thumbnails[rows]) for rows in pairs[start : start + _COMPARE_CHUNK].T)
+        # Not by a matrix product, whose last bits may depend on which other pairs there are.
+        agree[start : start + _COMPARE_CHUNK] = np.einsum("ij,ij->i", one, other) >= MIN_CORRELATION
+    return agree
+
+
+def normalised(thumbnails: np.ndarray) -> np.ndarray:
+    """float32 (n, 256) of mean 0 and norm 1; all 0 for a flat image, which then agrees with none."""
+    centred = thumbnails.astype(np.float32)
+    centred -= centred.mean(axis=1, keepdims=True)
+    return centred / np.maximum(np.linalg.norm(centred, axis=1, keepdims=True), 1e-6)
