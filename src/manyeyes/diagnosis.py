@@ -27,7 +27,7 @@ _EXTRAS = {
     "plots": ("pictures of evaluate", ("matplotlib",)),
     "predict": ("recognition", ("openvino", "onnxruntime")),
     "export": ("ONNX export", ("tf2onnx", "onnx")),
-    "serve": ("the HTTP server", ("httptools", "uvloop", "multipart")),
+    "serve": ("the HTTP server", ("httptools", "uvloop", "multipart", "orjson")),
 }
 _INSTALL_JAVA = "apt-get install openjdk-17-jre-headless"
 _PROBE_SECONDS = 60

@@ -176,6 +176,15 @@ def test_a_shadow_is_compared_and_counted_but_never_heard(
     # Their labels are equal; only the names of the classes differ.
     counted = 'manyeyes_shadow_total{model="colours",version="10",agrees="true"} 20'
     _wait(lambda: counted in many.get("/metrics").text)
+    # So it is over the other protocol, and in forms.
+    tensor = {"name": "image", "datatype": "UINT8", "shape": [2, 24, 20, 3], "data": [0, 9] * 24 * 20 * 3}
+    assert many.post("/v2/models/colours/infer", json={"inputs": [tensor]}).json()["model_version"] == "11"
+    assert (
+        many.post("/v1/recognize?model=colours", files=[("image", images[".png"])] * 3).json()["model"]["version"]
+        == "11"
+    )
+    counted = 'manyeyes_shadow_total{model="colours",version="10",agrees="true"} 25'
+    _wait(lambda: counted in many.get("/metrics").text)
 
 
 def test_settings_that_can_not_be_read_leave_the_old_ones_in_force(
@@ -212,6 +221,9 @@ def test_a_folder_on_another_file_system_is_served_and_followed(
             storage.write_bytes(f"{models}/colours/3/{name}", content[:-100] if name == "model.onnx" else content)
         _wait(lambda: any("version=3 " in line and "refused" in line for line in running.lines))
         assert _version(client, images[".png"]) == "2"
+        # When the copy is complete it is looked at again.
+        storage.write_bytes(f"{models}/colours/3/model.onnx", storage.read_bytes(f"{models}/colours/2/model.onnx"))
+        _wait(lambda: _version(client, images[".png"]) == "3")
     assert running.stop() == 0
 
 

@@ -13,6 +13,9 @@ import tritonclient.http as triton
 from tritonclient.utils import InferenceServerException
 
 from manyeyes.recognition.predictor import Predictor, softmax
+from manyeyes.serving import v2
+from manyeyes.serving.models import ModelCard
+from manyeyes.serving.settings import ServeSettings
 
 
 @pytest.fixture(scope="module")
@@ -105,6 +108,9 @@ def test_what_the_protocol_can_not_take_is_told_by_its_error(other: Any) -> None
         ({"inputs": [{"name": "image", "shape": [1, 24, 20, 3], "datatype": "UINT8", "data": [1]}]}, "has 1 values"),
         ({"inputs": [{"name": "image", "shape": [1, 24, 20, 3], "datatype": "UINT8", "data": [256]}]}, "whole numbers"),
         ({"inputs": [{"name": "image", "shape": [1, 24, 20, 3], "datatype": "UINT8", "data": ["a"]}]}, "not numbers"),
+        ({"inputs": [{"name": "image", "shape": [1, 24, 20, 3], "datatype": "UINT8", "data": ["3"]}]}, "not numbers"),
+        ({"inputs": [{"name": "image", "shape": [1, 24, 20, 3], "datatype": "UINT8", "data": [True]}]}, "not numbers"),
+        ({"inputs": [{"name": "image", "shape": [1, 24, 20, 3], "datatype": "UINT8", "data": {"3": 1}}]}, "not num"),
         ({"inputs": [{"name": "encoded", "shape": [1], "datatype": "BYTES", "data": ["*"]}]}, "not base64"),
         ({"inputs": [{"name": "encoded", "shape": [2], "datatype": "BYTES", "data": [""]}]}, "the shape says 2"),
         ({"inputs": [{"name": "sound", "shape": [1]}]}, "no input 'sound'"),
@@ -117,16 +123,44 @@ def test_a_senseless_request_of_the_protocol_is_a_4xx_that_says_why(client: Any,
     assert words in response.json()["error"]
 
 
-@pytest.mark.parametrize("length", ["x", "-1", "99999999", "3"])
+@pytest.mark.parametrize("length", ["x", "-1", "99999999", "3", "1" * 5000])
 def test_a_wrong_length_of_the_json_part_is_a_400(client: Any, length: str) -> None:
     headers = {"Inference-Header-Content-Length": length}
     assert client.post("/v2/models/cnn/infer", content=b'{"inputs": []}', headers=headers).status_code == 400
 
 
-def test_tensors_that_are_too_long_as_json_are_refused_unparsed(client: Any) -> None:
-    response = client.post("/v2/models/cnn/infer", content=b"[" * 5_000_000)
+@pytest.mark.parametrize("body", [b"[" * 5_000_000, b'{"inputs":[' + b"[]," * 1_300_000 + b"1]}", b"1," * 2_000_000])
+def test_tensors_that_are_too_long_as_json_are_refused_unparsed(client: Any, body: bytes) -> None:
+    response = client.post("/v2/models/cnn/infer", content=body)
     assert (response.status_code, response.json()["reason"]) == (413, "too_many_bytes")
     assert "as bytes" in response.json()["detail"]
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        rb'{"id":"\ud800","inputs":[{"name":"encoded","datatype":"BYTES","shape":[0],"data":[]}]}',
+        rb'{"inputs":[{"name":"image","datatype":"\ud800","shape":[1,24,20,3],"data":[]}]}',
+        rb'{"inputs":[{"name":"\udfff","datatype":"UINT8","shape":[1],"data":[]}]}',
+        b'{"inputs":[{"name":"image","datatype":"UINT8","shape":[1,24,20,3],"data":[NaN]}]}',
+        b'{"inputs":[{"name":"image","datatype":"UINT8","shape":[' + b"9" * 4000 + b"]}]}",
+        b'{"inputs":' + b"[" * 50_000 + b"]" * 50_000 + b"}",
+    ],
+)
+def test_text_that_is_no_text_is_a_400(client: Any, body: bytes) -> None:
+    response = client.post("/v2/models/cnn/infer", content=body)
+    assert response.status_code == 400
+    assert len(response.text) < 500
+
+
+def test_tensors_as_nested_lists_and_many_images_give_the_same_as_flat_ones(client: Any, predictor: Predictor) -> None:
+    pixels = _pixels(40)  # 190 kB: read beside the event loop
+    logits = predictor.logits(pixels)
+    for data in (pixels.tolist(), pixels.reshape(-1).tolist(), pixels.reshape(40, -1).tolist()):
+        tensor = {"name": "image", "datatype": "UINT8", "shape": list(pixels.shape), "data": data}
+        outputs = client.post("/v2/models/cnn/infer", json={"inputs": [tensor]}).json()["outputs"]
+        np.testing.assert_allclose(np.reshape(outputs[0]["data"], (40, 3)), logits, rtol=1e-4, atol=1e-4)
+        assert outputs[2]["data"] == logits.argmax(axis=1).tolist()
 
 
 def test_no_images_give_no_answers(client: Any) -> None:
@@ -134,3 +168,20 @@ def test_no_images_give_no_answers(client: Any) -> None:
     answer = client.post("/v2/models/cnn/infer", content=json.dumps(empty))
     assert answer.status_code == 200
     assert [output["shape"] for output in answer.json()["outputs"]] == [[0, 3], [0, 3], [0]]
+
+
+def test_classes_by_name_are_told_for_so_many_images_as_nobody_has_to_wait_for() -> None:
+    names = tuple(f"class {label}" for label in range(1000))
+    card = ModelCard("wide", "1", "", names, {}, (2, 2, 1), "onnxruntime", "float32")
+
+    def ask(num_images: int, num_classes: int) -> bytes:
+        tensor = {"name": "image", "datatype": "UINT8", "shape": [num_images, 2, 2, 1], "data": [7] * 4 * num_images}
+        output = {"name": "probabilities", "parameters": {"classification": num_classes}}
+        return json.dumps({"inputs": [tensor], "outputs": [output]}).encode()
+
+    asked = v2.read_request(ask(5, 9999), "", card, ServeSettings())
+    payloads = [np.random.default_rng(index).normal(size=1000).astype(np.float32).tobytes() for index in range(5)]
+    (output,) = json.loads(v2.answer(asked, card, payloads).body)["outputs"]
+    assert output["shape"] == [5, 1000]
+    with pytest.raises(v2.RequestError, match="ask for probabilities"):
+        v2.read_request(ask(256, 1000), "", card, ServeSettings())

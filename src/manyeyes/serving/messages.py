@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import os
 import re
 import time
 import urllib.parse
-from collections.abc import Callable, Coroutine, Iterable
+from collections.abc import Callable, Coroutine, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -130,6 +131,18 @@ class Request:
     def respond(self, status: int, body: bytes, content_type: bytes = JSON, extra: bytes = b"") -> None:
         """Send the answer; `extra` are header lines."""
         self.connection.respond(self, status, body, content_type, extra)
+
+
+@contextlib.contextmanager
+def copied(request: Request) -> Iterator[None]:
+    """Within, the body is copied in parts: both are counted; afterwards only the parts are there."""
+    num_bytes = len(request.body)
+    request.account(num_bytes)
+    try:
+        yield
+    finally:
+        request.body = b""
+        request.account(-num_bytes)
 
 
 def header_lines(headers: Iterable[tuple[str, str]]) -> bytes:

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import functools
 import json
-from collections.abc import Coroutine, Iterator
+from collections.abc import Coroutine
 from typing import Any
 
 from manyeyes.recognition.saliency import overlay
@@ -15,7 +14,7 @@ from manyeyes.serving.catalog import Catalog, Choice
 from manyeyes.serving.forms import read_form
 from manyeyes.serving.jobs import OVERLOADED, Failure, Job
 from manyeyes.serving.limits import Admission, check_image
-from manyeyes.serving.messages import Request, Response, header_lines
+from manyeyes.serving.messages import Request, Response, copied, header_lines
 from manyeyes.serving.metrics import Metrics
 from manyeyes.serving.models import Model
 from manyeyes.serving.parameters import Parameters, read_parameters
@@ -231,18 +230,6 @@ class Recognition:
         self._metrics.pixels.observe((), num_pixels)
         self._metrics.bytes.observe((), len(encoded))
         return num_pixels
-
-
-@contextlib.contextmanager
-def copied(request: Request) -> Iterator[None]:
-    """Within, the body is copied in parts: both are counted; afterwards only the parts are there."""
-    num_bytes = len(request.body)
-    request.account(num_bytes)
-    try:
-        yield
-    finally:
-        request.body = b""
-        request.account(-num_bytes)
 
 
 @functools.lru_cache(maxsize=256)

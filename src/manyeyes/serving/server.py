@@ -20,6 +20,7 @@ from manyeyes.serving.settings import ServeSettings
 try:
     import httptools  # noqa: F401
     import multipart  # noqa: F401
+    import orjson  # noqa: F401
     import uvloop
 except ImportError:
     raise MissingExtraError("Serving", "serve") from None

@@ -10,12 +10,13 @@ from __future__ import annotations
 
 import base64
 import binascii
-import json
+import itertools
 import struct
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import orjson
 
 from manyeyes.recognition.predictor import softmax, top_labels
 from manyeyes.serving.jobs import Failure
@@ -26,6 +27,13 @@ from manyeyes.serving.settings import ServeSettings
 EXTENSIONS = ["binary_tensor_data", "classification"]
 _PLATFORM = "manyeyes_onnx"
 _MAX_JSON_BYTES = 4 * 1024 * 1024
+# Nobody else is answered while these are made, on whatever thread: 0.1 s of it at most.
+_MAX_JSON_VALUES = 1_000_000
+_MAX_JSON_LISTS = 100_000
+_MAX_CLASSIFICATIONS = 25_600
+# What is read or written in less than a millisecond is not worth a thread.
+_SMALL_JSON_BYTES = 64 * 1024
+_FEW_VALUES = 10_000
 _OUTPUTS = ("logits", "probabilities", "label")
 
 
@@ -89,19 +97,22 @@ def read_request(body: bytes, header_length: str, card: ModelCard, settings: Ser
     """
     size = len(body)
     if header_length:
-        if not (header_length.isascii() and header_length.isdigit() and int(header_length) <= len(body)):
+        is_number = header_length.isascii() and header_length.isdigit() and len(header_length) <= 12
+        if not is_number or int(header_length) > len(body):
             raise RequestError("Inference-Header-Content-Length is not a length within the body")
         size = int(header_length)
-    if size > _MAX_JSON_BYTES:
-        # It is parsed in the event loop, and for nothing: a tensor as bytes is a quarter of it.
+    text = body[:size]
+    num_lists = text.count(b"[") + text.count(b"{")
+    if size > _MAX_JSON_BYTES or num_lists > _MAX_JSON_LISTS or text.count(b",") > _MAX_JSON_VALUES:
         raise RequestError(
-            f"the JSON has {size} bytes, up to {_MAX_JSON_BYTES} are read; send tensors as bytes (binary_data_size)",
+            f"the JSON has {size} bytes, up to {_MAX_JSON_BYTES} with {_MAX_JSON_VALUES} values in {_MAX_JSON_LISTS} "
+            "lists are read; send tensors as bytes (binary_data_size)",
             413,
             "too_many_bytes",
         )
     try:
-        content = json.loads(body[:size])
-    except (ValueError, RecursionError):
+        content = orjson.loads(text)
+    except ValueError:
         raise RequestError("the body is not JSON") from None
     if not isinstance(content, dict):
         raise RequestError("the body is not a JSON object")
@@ -142,7 +153,23 @@ def read_request(body: bytes, header_length: str, card: ModelCard, settings: Ser
     given = content.get("id")
     if given is not None and not isinstance(given, str):
         raise RequestError("id must be a string")
-    return InferRequest(given, images, _read_outputs(content, len(card.class_names)))
+    outputs = _read_outputs(content, len(card.class_names))
+    if len(images) * sum(output.num_classes for output in outputs) > _MAX_CLASSIFICATIONS:
+        raise RequestError(
+            f"classification: up to {_MAX_CLASSIFICATIONS} classes of all images are told; ask for probabilities"
+        )
+    return InferRequest(given, images, outputs)
+
+
+def is_small(body: bytes, header_length: str) -> bool:
+    """Whether `read_request` takes so little that it may be called in the event loop."""
+    size = int(header_length) if header_length.isdigit() and len(header_length) <= 12 else len(body)
+    return size <= _SMALL_JSON_BYTES
+
+
+def is_few(request: InferRequest, card: ModelCard) -> bool:
+    """Whether `answer` takes so little that it may be called in the event loop."""
+    return len(request.images) * len(card.class_names) <= _FEW_VALUES
 
 
 def answer(request: InferRequest, card: ModelCard, payloads: list[bytes]) -> Response:
@@ -163,13 +190,13 @@ def answer(request: InferRequest, card: ModelCard, payloads: list[bytes]) -> Res
             binaries.append(_to_bytes(values))
             tensor["parameters"] = {"binary_data_size": len(binaries[-1])}
         else:
-            flat = values.reshape(-1).tolist()
+            flat = values.reshape(-1)
             tensor["data"] = [each.decode() for each in flat] if datatype == "BYTES" else flat
         tensors.append(tensor)
     content = {"model_name": card.name, "model_version": card.version, "outputs": tensors}
     if request.id is not None:
         content["id"] = request.id
-    head = json.dumps(content, ensure_ascii=False).encode()
+    head = orjson.dumps(content, option=orjson.OPT_SERIALIZE_NUMPY)
     if not binaries:
         return Response(200, head)
     return Response(
@@ -185,7 +212,7 @@ def to_response(failure: Failure) -> Response:
     content = failure.to_dict() | {"error": f"{failure.error}: {failure.reason}: {failure.detail}"}
     return Response(
         failure.status,
-        json.dumps(content, ensure_ascii=False).encode(),
+        orjson.dumps(content),
         headers=(("retry-after", "1"),) if failure.status == 503 else (),
     )
 
@@ -199,8 +226,8 @@ def _read_pixels(
     if raw is None:
         try:
             # float64 first: NumPy would wrap what is no byte around without a word.
-            numbers = np.asarray(tensor.get("data"), np.float64).reshape(-1)
-        except (TypeError, ValueError, OverflowError):
+            numbers = np.array(_flatten(tensor.get("data")), np.float64)
+        except (TypeError, OverflowError):
             raise RequestError("the data of image are not numbers") from None
         if not ((numbers >= 0) & (numbers <= 255) & (numbers == np.floor(numbers))).all():
             raise RequestError("the data of image are not whole numbers in [0, 255]")
@@ -210,6 +237,15 @@ def _read_pixels(
     if pixels.size != np.prod(shape):
         raise RequestError(f"image has {pixels.size} values, the shape {shape} says {int(np.prod(shape))}")
     return list(pixels.reshape(shape))
+
+
+def _flatten(data: object) -> list[int | float]:
+    """Numbers in lists of lists, as one list; TypeError if there is anything else. NumPy would take strings too."""
+    while isinstance(data, list) and data and isinstance(data[0], list):
+        data = list(itertools.chain.from_iterable(data))
+    if not isinstance(data, list) or not {int, float}.issuperset(map(type, data)):
+        raise TypeError
+    return data
 
 
 def _read_encoded(tensor: dict[str, Any], raw: bytes | None, datatype: object, shape: list[int]) -> list[bytes]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Awaitable, Callable
 from typing import Any
 
@@ -10,7 +11,7 @@ from manyeyes.serving import v2
 from manyeyes.serving.answers import Refusals, in_json
 from manyeyes.serving.catalog import Catalog, Choice
 from manyeyes.serving.jobs import Failure, Job
-from manyeyes.serving.messages import Request, Response
+from manyeyes.serving.messages import Request, Response, copied
 from manyeyes.serving.models import Model
 from manyeyes.serving.settings import ServeSettings
 
@@ -65,10 +66,14 @@ class V2Handlers:
         if isinstance(choice, Failure):
             return v2.to_response(self._refusals.count(choice))
         card = choice.model.card
+        header_length = request.header(b"inference-header-content-length")
+
+        def read() -> v2.InferRequest:
+            return v2.read_request(request.body, header_length, card, self._settings)
+
         try:
-            asked = v2.read_request(
-                request.body, request.header(b"inference-header-content-length"), card, self._settings
-            )
+            with copied(request):
+                asked = read() if v2.is_small(request.body, header_length) else await asyncio.to_thread(read)
         except v2.RequestError as error:
             return v2.to_response(self._refusals.count(error.failure))
         jobs = await self._run_all(request, choice, asked.images, 0)
@@ -78,7 +83,10 @@ class V2Handlers:
             # A tensor has no place for the error of one image.
             if job.failure is not None:
                 return v2.to_response(job.failure)
-        return v2.answer(asked, card, [job.payload for job in jobs])
+        payloads = [job.payload for job in jobs]
+        if v2.is_few(asked, card):
+            return v2.answer(asked, card, payloads)
+        return await asyncio.to_thread(v2.answer, asked, card, payloads)
 
     def _of_v2_model(self, request: Request, tell: Callable[[Model], dict[str, Any]]) -> Response:
         choice = self._choose(request)
