@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import itertools
+
 import multipart
 
 from manyeyes.serving.jobs import Failure
 from manyeyes.serving.settings import ServeSettings
+
+_PIECE_BYTES = 64 * 1024
 
 
 def read_form(content_type: str, body: bytes, settings: ServeSettings) -> list[bytes] | Failure:
@@ -22,12 +26,16 @@ def read_form(content_type: str, body: bytes, settings: ServeSettings) -> list[b
         with multipart.PushMultipartParser(
             boundary, content_length=len(body), max_segment_count=settings.max_images
         ) as parser:
-            for event in parser.parse(body):
+            # In pieces: the parser copies what it is given.
+            pieces = (body[start : start + _PIECE_BYTES] for start in range(0, len(body), _PIECE_BYTES))
+            for event in itertools.chain.from_iterable(map(parser.parse, pieces)):
                 if isinstance(event, multipart.MultipartSegment):
                     is_image = event.name == "image"
+                elif not is_image:
+                    continue
                 elif event is not None:
                     chunks.append(bytes(event))
-                elif is_image:
+                else:
                     images.append(b"".join(chunks))
                     chunks = []
     except multipart.MultipartError as error:
