@@ -8,8 +8,6 @@ from __future__ import annotations
 
 import functools
 import hashlib
-import time
-import weakref
 from collections.abc import Callable
 
 import cv2
@@ -28,6 +26,8 @@ _RIDGE = 0.5
 # The blur that takes detail away, as a share of the longer side. Blur keeps brightness and colour of the surroundings,
 # which a grey patch does not: a patch is a thing by itself, which the model may take for something.
 _BLUR = 1 / 8
+# Pixels along the shorter side of an input whose model is taken to be fast.
+_SMALL_SIDE = 96
 # Of the shorter side of a picture, so that people see it.
 _MIN_SIDE = 224
 
@@ -37,18 +37,17 @@ def saliency(
     pixels: np.ndarray,
     label: int | None = None,
     *,
-    max_seconds: float = 1.0,
     level: int | None = None,
 ) -> np.ndarray:
     """Tell how much each pixel of an image contributes to the answer `label`.
 
-    The same predictor gives the same map for the same image.
+    A bundle gives the same map for the same image, wherever and whenever it is asked.
 
     Args:
         pixels: a model input, uint8 (height, width, channels), as of Predictor.preprocess.
         label: the class that is asked about; default: the likeliest.
-        max_seconds: about how long it may take; the level is chosen for it, once for a predictor.
-        level: 0 to 3: 4 x 4 cells by 32 answers of the model, 5 x 5 by 64, 7 x 7 by 144, or 8 x 8 by 288.
+        level: 0 to 3: 4 x 4 cells by 32 answers of the model, 5 x 5 by 64, 7 x 7 by 144, or 8 x 8 by 288; default: see
+            default_level.
 
     Returns:
         float32 (height, width) in [0, 1]: 0 where nothing is lost without the pixel, 1 where most is.
@@ -65,8 +64,16 @@ def saliency(
         raise UsageError(f"There is no label {label}: the model has {len(info.class_names)} classes, from 0 on.")
     if level is not None and not 0 <= level < len(_LEVELS):
         raise UsageError(f"level={level} is not one of {', '.join(map(str, range(len(_LEVELS))))}.")
-    chosen = _affordable_level(predictor, max_seconds) if level is None else level
+    chosen = default_level(info.input_shape) if level is None else level
     return solve(predictor.probabilities, pixels, label, chosen)
+
+
+def default_level(input_shape: tuple[int, int, int]) -> int:
+    """The level for a model's input: 3 for small images, whose models answer fast, else 1: about a second on two cores.
+
+    By size and not by a measured speed, or a busy machine would give another map for the same image.
+    """
+    return 3 if min(input_shape[:2]) <= _SMALL_SIDE else 1
 
 
 def solve(probabilities: Callable[[np.ndarray], np.ndarray], pixels: np.ndarray, label: int, level: int) -> np.ndarray:
@@ -151,17 +158,3 @@ def _least_squares(hidden: np.ndarray, lost: np.ndarray) -> np.ndarray:
     centred = hidden - 0.5
     gram = centred.T @ centred + _RIDGE * len(hidden) / 4 * np.eye(hidden.shape[1])
     return np.linalg.solve(gram, centred.T @ (lost - lost.mean()))
-
-
-_seconds_per_image: weakref.WeakKeyDictionary[Predictor, float] = weakref.WeakKeyDictionary()
-
-
-def _affordable_level(predictor: Predictor, max_seconds: float) -> int:
-    if predictor not in _seconds_per_image:
-        batch = np.zeros((_BATCH_SIZE, *predictor.bundle.info.input_shape), np.uint8)
-        predictor.logits(batch)
-        started = time.perf_counter()
-        predictor.logits(batch)
-        _seconds_per_image[predictor] = (time.perf_counter() - started) / _BATCH_SIZE
-    affordable = [n for n, (_, num) in enumerate(_LEVELS) if num * _seconds_per_image[predictor] <= max_seconds]
-    return max(affordable, default=0)
