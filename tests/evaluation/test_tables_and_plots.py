@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import io
 
 import cv2
@@ -41,6 +42,7 @@ def test_every_one_of_few_classes_is_listed_with_its_name_as_it_is():
         assert f"species [red] {label}" in text
     assert "Most often confused: species [red]" in text
     assert "no examples" not in text
+    assert "fewer than 10 examples" not in text
 
 
 def test_of_many_classes_the_worst_are_listed():
@@ -57,6 +59,13 @@ def test_a_class_without_examples_is_said():
     text = printed(result_with(3, last_class_has_examples=False))
     assert "1 class has no examples here" in text
     assert "count as 0 in the averages" in text
+
+
+def test_few_examples_of_a_class_are_said():
+    result = result_with(3)
+    rare = dataclasses.replace(result.metrics.per_class[0], support=9)
+    metrics = dataclasses.replace(result.metrics, per_class=(rare, *result.metrics.per_class[1:]))
+    assert "1 class has fewer than 10 examples" in printed(dataclasses.replace(result, metrics=metrics))
 
 
 def decoded(png: bytes) -> np.ndarray:

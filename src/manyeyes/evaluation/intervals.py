@@ -86,20 +86,21 @@ def confusion_intervals(matrix: np.ndarray, confidence: float) -> dict[str, Inte
     row_starts = np.flatnonzero(np.diff(rows, prepend=-1))
     column_starts = np.flatnonzero(np.diff(columns[by_column], prepend=-1))
     row_labels, column_labels = rows[row_starts], columns[by_column][column_starts]
+    num_seen = len(np.union1d(row_labels, column_labels))
 
     def statistics(draws: np.ndarray) -> np.ndarray:
         hits, support, predicted = (np.zeros((len(draws), num_classes)) for _ in range(3))
         hits[:, rows[diagonal]] = draws[:, diagonal]
         support[:, row_labels] = np.add.reduceat(draws, row_starts, axis=1)
         predicted[:, column_labels] = np.add.reduceat(draws[:, by_column], column_starts, axis=1)
-        recall = hits / np.maximum(support, 1)
         f1 = 2 * hits / np.maximum(support + predicted, 1)
+        recall = _mean_share(hits, support)
         return np.stack(
             [
-                recall.sum(axis=1) / (support > 0).sum(axis=1),
-                (hits / np.maximum(predicted, 1)).mean(axis=1),
-                recall.mean(axis=1),
-                f1.mean(axis=1),
+                recall,
+                _mean_share(hits, predicted) * len(column_labels) / num_classes,
+                recall * len(row_labels) / num_classes,
+                _mean_share(2 * hits, support + predicted) * num_seen / num_classes,
                 (f1 * support).sum(axis=1) / num_examples,
                 _mcc(hits.sum(axis=1), support, predicted, num_examples),
             ]
@@ -159,6 +160,12 @@ def _draws(counts: np.ndarray) -> Iterator[np.ndarray]:
         now = min(left, max(1, _DRAWS_AT_ONCE // len(counts)))
         yield random.multinomial(num_examples, counts / num_examples, size=now)
         left -= now
+
+
+def _mean_share(parts: np.ndarray, wholes: np.ndarray) -> np.ndarray:
+    # A class that has by chance no example in a draw is left out of it: as 0 it would pull all draws down.
+    shares = parts / np.maximum(wholes, 1)
+    return shares.sum(axis=1) / np.maximum((wholes > 0).sum(axis=1), 1)
 
 
 def _mcc(num_hits: np.ndarray, support: np.ndarray, predicted: np.ndarray, num_examples: int) -> np.ndarray:

@@ -16,6 +16,8 @@ if TYPE_CHECKING:
 _MAX_CLASSES_SHOWN = 30
 _NUM_WORST_SHOWN = 15
 _NUM_CONFUSIONS_SHOWN = 5
+# Below, intervals of means over classes were measured to hold less often than they claim (docs/decisions/0120).
+_FEW_EXAMPLES = 10
 
 
 def tables(result: EvaluationResult) -> Iterator[Table | str]:
@@ -121,6 +123,12 @@ def _remarks(metrics: Summary) -> Iterator[str]:
         said.append(f"{without} {'class has' if without == 1 else 'classes have'} no examples here")
     if never:
         said.append(f"{never} {'class was' if never == 1 else 'classes were'} never predicted")
+    few = sum(0 < each.support < _FEW_EXAMPLES for each in metrics.per_class)
+    if few:
+        yield (
+            f"{few} {'class has' if few == 1 else 'classes have'} fewer than {_FEW_EXAMPLES} examples: means over "
+            "classes, and their intervals, are less sure than they look."
+        )
     if said:
         yield f"{' and '.join(said)}: such values are shown as – and count as 0 in the averages."
 
