@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import concurrent.futures
+import dataclasses
 import http.client
 import json
 import re
@@ -51,7 +52,14 @@ def test_models_are_listed_with_their_preprocessing_and_the_figures_of_their_eva
     (model,) = client.get("/v1/models").json()["models"]
     info = Bundle.load(evaluated_bundle).info
     assert info.evaluation is not None
-    assert config.from_dict(Evaluation, model["versions"][0]["evaluation"]) == info.evaluation
+    figures = config.from_dict(Evaluation, model["versions"][0]["evaluation"])
+    assert figures == dataclasses.replace(info.evaluation, dataset="photos")
+    # Names, but not where they lie on the machine of the training.
+    provenance = model["versions"][0]["provenance"]
+    for name in ("run", "dataset"):
+        assert info.provenance[name].startswith("/")
+        assert provenance[name] == info.provenance[name].rpartition("/")[2] != ""
+    assert provenance["dataset_fingerprint"] == info.provenance["dataset_fingerprint"]
     # A program that prepares its own tensors for /v2 needs to know how.
     preprocessing = Preprocessing.from_dict(model["versions"][0]["preprocessing"])
     assert preprocessing.fingerprint == info.preprocessing_fingerprint

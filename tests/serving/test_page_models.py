@@ -33,7 +33,7 @@ def folder(
 @pytest.fixture(scope="module")
 def guarded(start_server: Callable[..., Any], folder: Path) -> Any:
     """A server that wants a token."""
-    return start_server("--poll", "0.2", models=folder, MANYEYES_TOKEN="open sesame")
+    return start_server("--poll", "0.2", models=folder, MANYEYES_TOKEN="open-sesame")
 
 
 def _write_wide_bundle(source: str, target: Path, evaluation: Evaluation) -> None:
@@ -69,7 +69,7 @@ def _enter(page: Any, token: str) -> None:
 def entered(page: Any, guarded: Any) -> Iterator[Any]:
     """The page of the guarded server, after its token."""
     page.open(guarded.url)
-    _enter(page, "open sesame")
+    _enter(page, "open-sesame")
     page.wait_visible("about")
     yield page
     page.evaluate("sessionStorage.clear()")
@@ -79,10 +79,10 @@ def test_where_a_token_is_wanted_the_page_asks_for_it_and_keeps_it_for_the_tab_a
     page.open(guarded.url)
     _enter(page, "wrong")
     page.wait_for("document.getElementById('wrong').textContent.includes('did not take')")
-    _enter(page, "open sesame")
+    _enter(page, "open-sesame")
     page.wait_visible("about")
     assert page.evaluate("[Object.values(sessionStorage), localStorage.length, document.cookie]") == [
-        ["open sesame"],
+        ["open-sesame"],
         0,
         "",
     ]

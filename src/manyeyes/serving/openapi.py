@@ -196,9 +196,20 @@ def card_to_dict(card: ModelCard) -> dict[str, Any]:
         "max_batch_size": card.max_batch_size,
         "latency_ms_by_batch_size": {str(size): round(1e3 * seconds, 3) for size, seconds in card.latency_curve},
         "parity": card.parity,
-        "evaluation": card.evaluation and dataclasses.asdict(card.evaluation),
-        "provenance": card.provenance,
+        "evaluation": card.evaluation and _without_places(dataclasses.asdict(card.evaluation)),
+        "provenance": _without_places(card.provenance),
     }
+
+
+def _without_places(value: Any) -> Any:
+    """The same with only the last part of each path or URI: where it lay is no matter of those who may ask."""
+    if isinstance(value, dict):
+        return {key: _without_places(each) for key, each in value.items()}
+    if isinstance(value, list | tuple):
+        return [_without_places(each) for each in value]
+    if isinstance(value, str) and (value.startswith("/") or "://" in value):
+        return value.rstrip("/").rpartition("/")[2]
+    return value
 
 
 def _operation(route: Route, settings: ServeSettings) -> dict[str, Any]:
