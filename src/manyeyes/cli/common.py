@@ -55,6 +55,9 @@ ShipEnv = Annotated[
         rich_help_panel="Execution",
     ),
 ]
+WithReport = Annotated[
+    bool, typer.Option("--report/--no-report", help="Whether to write report.html beside the numbers.")
+]
 JsonOutput = Annotated[
     bool, typer.Option("--json", help="Print the result as JSON on standard output and nothing else there.")
 ]
@@ -102,6 +105,15 @@ def output() -> Console:
     from rich.console import Console
 
     return Console(highlight=False)
+
+
+def write_report(directory: str) -> None:
+    """Write report.html into what `evaluate` or `crossval` has just written, and say where it is."""
+    from manyeyes.report.build import write_report
+
+    with console().status("Writing the report"):
+        (uri,) = write_report(directory)
+    console().print(f"Report: {uri}", soft_wrap=True, markup=False)
 
 
 def print_json(content: Any) -> None:

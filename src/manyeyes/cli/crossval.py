@@ -62,6 +62,7 @@ def command(
     engine_config: common.EngineConfig = None,
     engine_set: common.EngineSet = None,
     ship_env: common.ShipEnv = False,
+    report: common.WithReport = True,
     json_output: common.JsonOutput = False,
 ) -> None:
     """Train and measure a recipe on each of K folds of a DATASET, each example held out once.
@@ -108,6 +109,8 @@ def command(
             confidence=confidence,
             on_fold=on_fold,
         )
+    if report:
+        common.write_report(result.out)
     comparison = compare(out, against, confidence) if against is not None else None
     if json_output:
         from manyeyes import config

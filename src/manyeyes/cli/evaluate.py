@@ -43,12 +43,13 @@ def command(
     engine_config: common.EngineConfig = None,
     engine_set: common.EngineSet = None,
     ship_env: common.ShipEnv = False,
+    report: common.WithReport = True,
     json_output: common.JsonOutput = False,
 ) -> None:
     """Measure how well a RUN or a BUNDLE recognises the examples of a DATASET.
 
-    Gives accuracy, precision, recall, F1, AUC, calibration and more with intervals, and writes evaluation.json, the
-    confusion matrix and the learning curves.
+    Gives accuracy, precision, recall, F1, AUC, calibration and more with intervals, and writes evaluation.json,
+    pictures, and report.html, which shows it all.
 
     Example: `manyeyes evaluate runs/fashion datasets/fashion`
     """
@@ -75,6 +76,8 @@ def command(
             cost_matrix=cost_matrix,
             on_progress=lambda num_done, total: progress.update(task, completed=num_done, total=total),
         )
+    if report and result.files:
+        common.write_report(result.files[0].rpartition("/")[0])
     if json_output:
         common.print_json(result.to_dict())
         return

@@ -26,7 +26,7 @@ def command(
         bool, typer.Option("--card", help="Also write model_card.md beside the report, to be completed by you.")
     ] = False,
     saliency: Annotated[
-        bool, typer.Option("--saliency/--no-saliency", help="Whether to show which pixels decided: takes up to 20 s.")
+        bool, typer.Option("--saliency/--no-saliency", help="Whether to show which pixels decided: takes up to 10 s.")
     ] = True,
     json_output: common.JsonOutput = False,
 ) -> None:

@@ -107,7 +107,9 @@ def figures_of(metrics: Summary) -> tuple[Figure, ...]:
 
 def fold_figures_of(result: CrossvalResult) -> tuple[Figure, ...]:
     """The figures of a cross-validation: means over its folds."""
-    return tuple(_figure(name, found.mean, found, _RESAMPLED, found.std) for name, found in result.figures.items())
+    # Its file has them in the order of their names.
+    found = [(name, result.figures[name]) for name in _TITLES if name in result.figures]
+    return tuple(_figure(name, each.mean, each, _RESAMPLED, each.std) for name, each in found)
 
 
 def _figure(

@@ -20,7 +20,7 @@ from manyeyes.recognition.predictor import softmax
 from manyeyes.report.thumbnails import data_uri
 
 # For all maps of a report; what is left then has none.
-SALIENCY_SECONDS = 20.0
+SALIENCY_SECONDS = 10.0
 _BATCH_SIZE = 64
 _HIGHEST_LEVEL = 2
 

@@ -14,7 +14,7 @@ function reliability(found, title) {
     marks.forEach((mark, at) => mark.classList.toggle("chosen", at === chosen));
   };
   const place = responsive(available => {
-    const width = Math.min(available, 420), left = 46, right = 10, top = 8, side = width - left - right, below = 52, height = top + side + below + 34;
+    const width = Math.min(available, 420), left = 46, right = 10, top = 8, side = width - left - right, below = 52, height = top + side + below + 48;
     const px = share => left + side * share, py = share => top + side * (1 - share), floor = top + side + 10 + below;
     const svg = drawn("svg", {viewBox: `0 0 ${width} ${height}`, width, height, "aria-hidden": "true"});
     for (const tick of [0, 0.25, 0.5, 0.75, 1]) {

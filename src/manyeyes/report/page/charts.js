@@ -47,7 +47,7 @@ function lineChart({title, series, xTitle, form, isFromZero = false}) {
   if (form === "share") [low, high] = [Math.max(0, low), Math.min(1, high)];
   const told = make("p", {className: "readout"});
   told.setAttribute("aria-live", "polite");
-  const usual = kept.map(each => `${each.name ? each.name + ": " : ""}${yText(each.points.at(-1)[1], 1)} at the end`).slice(0, 3).join(", ");
+  const usual = "at the end: " + kept.slice(0, 6).map(each => `${each.name} ${yText(each.points.at(-1)[1], 2)}`).join(", ");
   told.textContent = usual;
   let chosen = -1, mark = () => {};
   const choose = index => {
@@ -128,9 +128,9 @@ function intervalChart({label, rows, text, width: nameShare = 0.3, zero = false}
   return place;
 }
 
-/** A share and its interval between 0 and 1, as small as a word. */
-function miniature(low, value, high) {
-  const x = share => 2 + 96 * share;
-  return drawn("svg", {viewBox: "0 0 100 14", class: "miniature", "aria-hidden": "true"}, line(2, 7, 98, 7, "grid"),
+/** A share and its interval on a line from `from` to 1, in a cell of a table. */
+function miniature(from, low, value, high) {
+  const x = share => 1 + 98 * (share - from) / (1 - from);
+  return drawn("svg", {viewBox: "0 0 100 14", class: "miniature", preserveAspectRatio: "none", "aria-hidden": "true"}, line(2, 7, 98, 7, "grid"),
     drawn("rect", {x: x(low), y: 3, width: Math.max(1, x(high) - x(low)), height: 8, rx: 2, class: "band series-1"}), line(x(value), 1, x(value), 13, "mean series-1"));
 }

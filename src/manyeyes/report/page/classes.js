@@ -14,7 +14,7 @@ function showClasses(names) {
     {title: "Class", value: label => names[label], cell: label => names[label]},
     share("recall", "Recall", true, true),
     bounds("recall", label => classes.support[label] > 0),
-    share("precision", "Precision", true),
+    share("precision", "Precision", false),
     bounds("precision", label => classes.predicted[label] > 0),
     share("f1", "F1", true),
     share("roc_auc", "AUC", false),

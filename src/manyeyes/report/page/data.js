@@ -6,7 +6,7 @@ const MAX_BARS = 40;
 function showData(names) {
   const {balance} = report;
   if (!balance) return;
-  const splits = Object.entries(balance.written), written = sum(splits.map(([, counts]) => sum(counts)));
+  const order = ["train", "val", "test"], splits = Object.entries(balance.written).sort(([a], [b]) => order.indexOf(a) - order.indexOf(b)), written = sum(splits.map(([, counts]) => sum(counts)));
   const quarantined = sum(Object.values(balance.quarantined)), skipped = sum(Object.values(balance.skipped));
   const parts = [["written", written, "series-1"], ["quarantined", quarantined, "series-2"], ["skipped", skipped, "series-3"]];
   const flow = labelled(make("div", {className: "flow"}, ...parts.filter(([, number]) => number).map(([, number, style]) => {

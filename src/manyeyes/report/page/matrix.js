@@ -62,7 +62,7 @@ function showMatrix(names) {
     const room = size > 2 * MAX_SIDE / NAMES_FROM ? Math.min(0.22 * width, 110) : Math.min(0.3 * width, longest + 12);
     left = Math.round(room) + 18;
     side = Math.min(width - left - 2, MAX_SIDE, Math.max(2, size) * MAX_CELL);
-    top = 18 + Math.round(isUpright(pen) ? 18 : room);
+    top = 18 + Math.round(isUpright(pen) ? 18 : size > 40 ? Math.min(room, 110) : room);
     const scale = devicePixelRatio || 1;
     canvas.style.width = left + side + 2 + "px";
     canvas.style.height = top + side + 2 + "px";
@@ -82,6 +82,7 @@ function showMatrix(names) {
     pen.clearRect(0, 0, canvas.width, canvas.height);
     const pixels = Math.round(side * scale), picture = pen.createImageData(pixels, pixels), data = picture.data, strength = new Float32Array(pixels * pixels);
     for (let i = 0; i < data.length; i += 4) { data[i] = ground[0]; data[i + 1] = ground[1]; data[i + 2] = ground[2]; data[i + 3] = 255; }
+    const faintest = step < 4 ? 0.3 : 0.12;  // of small cells the faint ones are hardly seen
     const edge = position => clamp(Math.round(position * step * scale), 0, pixels);
     for (let row = Math.floor(view.row); row < Math.min(size, view.row + view.cells); row++) {
       const y0 = edge(row - view.row), y1 = Math.max(y0 + 1, edge(row + 1 - view.row));
@@ -89,7 +90,7 @@ function showMatrix(names) {
         const column = matrix.columns[k];
         if (column < Math.floor(view.column) || column >= view.column + view.cells) continue;
         // Small shares are what one looks for: the square root makes 1 % visible beside 90 %.
-        const share = 0.1 + 0.9 * Math.sqrt(shareOf(row, column, matrix.counts[k])), hue = row === column ? right : wrong;
+        const share = faintest + (1 - faintest) * Math.sqrt(shareOf(row, column, matrix.counts[k])), hue = row === column ? right : wrong;
         const x0 = edge(column - view.column), x1 = Math.max(x0 + 1, edge(column + 1 - view.column));
         for (let y = y0; y < Math.min(y1, pixels); y++) {
           for (let x = x0; x < Math.min(x1, pixels); x++) {
@@ -213,7 +214,7 @@ function showMatrix(names) {
   /** Go to a cell, near enough to read the names. */
   function show(row, column) {
     cursor = {row, column};
-    if (size > 40) look(Math.max(MIN_CELLS, Math.floor(side / 26)), cursor); else draw();
+    if (size > 40) look(Math.max(MIN_CELLS, Math.floor(side / 32)), cursor); else draw();
     tell(cursor);
     canvas.scrollIntoView({block: "nearest"});
   }

@@ -10,11 +10,13 @@ function showNotices() {
 
 function figuresTable(figures, confidence) {
   const level = `${Math.round(100 * confidence)}${NBSP}% interval`;
-  return plainTable(["Figure", "Value", level, ""], figures.map(figure => [
+  // Of one scale, so that they can be compared by eye: down to the tenth below the lowest.
+  const from = Math.floor(10 * Math.min(0.9, ...figures.filter(figure => figure.form === "share" && figure.low !== null).map(figure => figure.low))) / 10;
+  return plainTable(["Figure", "Value", level, `${percent(from, 0)} to 100${NBSP}%`], figures.map(figure => [
     make("span", {className: "stacked"}, figure.title, make("small", {textContent: figure.meaning})),
     make("b", {textContent: valueText(figure, figure.value)}),
     make("span", {textContent: between(figure.low, figure.high, figure.form), title: figure.low === null ? "" : figure.method}),
-    figure.form === "share" && figure.low !== null ? miniature(figure.low, figure.value, figure.high) : "",
+    figure.form === "share" && figure.low !== null ? miniature(from, figure.low, figure.value, figure.high) : "",
   ]), "Figures with intervals");
 }
 
@@ -59,7 +61,7 @@ function showLearning() {
   const {curves} = report;
   if (!curves.length) return;
   const isOne = curves.length === 1, x = curve => curve.epochs.map(epoch => epoch.epoch);
-  const of = (key, name, style) => curves.map((curve, index) => ({name: isOne ? name : `${curve.name} ${name}`, isUnnamed: !isOne && curves.length > 6, style: isOne ? style : `${style} thin`, points: x(curve).map((epoch, at) => [epoch, curve.epochs[at][key]])}));
+  const of = (key, name, style) => curves.map((curve, index) => ({name: isOne ? name : `${curve.name} ${name}`, isUnnamed: !isOne, style: isOne ? style : `${style} thin`, points: x(curve).map((epoch, at) => [epoch, curve.epochs[at][key]])}));
   const hasVal = curves.some(curve => curve.epochs.some(epoch => epoch.val_accuracy !== null && epoch.val_accuracy !== undefined));
   const plots = [
     lineChart({title: "Accuracy", xTitle: "epoch", form: "share", series: [...of("accuracy", "train", "series-2"), ...(hasVal ? of("val_accuracy", "val", "series-1") : [])]}),
