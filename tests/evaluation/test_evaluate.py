@@ -109,6 +109,8 @@ def test_any_number_of_workers_and_any_cut_give_the_same_numbers(
         model, small_dataset, split="train", out=out, engine=LocalEngine(2), on_progress=lambda *n: drawn.append(n)
     )
     assert parted.metrics == whole.metrics
+    assert parted.notable == whole.notable
+    assert len(whole.notable.uncertain) == 24
     assert drawn == [(done, 96) for done in (0, 16, 32, 48, 64, 80, 96)]
 
 

@@ -95,6 +95,22 @@ def test_predictions_of_an_earlier_evaluation_do_not_stay_beside_new_numbers(sma
     assert not (out / "predictions").exists()
 
 
+class RepeatingEngine(InlineEngine):
+    """Runs every task twice, as an engine may that lost sight of a worker."""
+
+    def map_reduce(self, map_fn, reduce_fn, items):
+        return super().map_reduce(lambda item: (map_fn(item), map_fn(item))[1], reduce_fn, items)
+
+
+def test_a_task_that_runs_twice_leaves_one_file(small_bundle, small_dataset, tmp_path):
+    outs = [tmp_path / "once", tmp_path / "twice"]
+    for out, engine in zip(outs, (InlineEngine(), RepeatingEngine()), strict=True):
+        evaluate(small_bundle, small_dataset, split="val", out=str(out), predictions=True, engine=engine)
+    once, twice = ({path.name: path.read_bytes() for path in (out / "predictions").iterdir()} for out in outs)
+    assert once == twice
+    assert list(once) == ["part-00000.parquet"]
+
+
 def test_predictions_of_a_bundle_need_a_place(small_bundle, small_dataset):
     with pytest.raises(UsageError, match="Give one by --out"):
         evaluate(small_bundle, small_dataset, predictions=True)
