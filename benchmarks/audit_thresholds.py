@@ -22,7 +22,7 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
-from manyeyes.data.duplicates import DEFAULT_DISTANCE, MIN_CORRELATION, normalised, thumbnail
+from manyeyes.data.duplicates import DEFAULT_DISTANCE, MIN_CORRELATION, Thumbnails, thumbnails_of
 from manyeyes.data.near_hashes import connected, near_pairs
 from manyeyes.imaging.decode import decode
 from manyeyes.imaging.phash import perceptual_hash
@@ -56,8 +56,10 @@ VARIANTS = {
     "a third of the size": resized(0.33),
     "cropped by 1 %": cropped(0.01),
     "cropped by 2 %": cropped(0.02),
+    "cropped by 3 %": cropped(0.03),
     "cropped by 4 %": cropped(0.04),
     "cropped by 10 %": cropped(0.10),
+    "2 % off at one corner": lambda image: image[round(image.shape[0] * 0.02) :, round(image.shape[1] * 0.02) :],
     "20 grey values brighter": lambda image: cv2.convertScaleAbs(image, alpha=1, beta=20),
     "grey": lambda image: cv2.cvtColor(image, cv2.COLOR_RGB2GRAY)[:, :, None],
 }
@@ -67,8 +69,8 @@ def hashes_of(images: list[np.ndarray]) -> np.ndarray:
     return np.array([perceptual_hash(image) for image in images], np.int64).view(np.uint64)
 
 
-def thumbnails_of(images: list[np.ndarray]) -> np.ndarray:
-    return normalised(np.stack([thumbnail(image).reshape(-1) for image in images]))
+def looks_of(images: list[np.ndarray]) -> np.ndarray:
+    return np.stack([thumbnails_of(image) for image in images])
 
 
 def photos_table(images: list[np.ndarray]) -> Table:
@@ -78,22 +80,27 @@ def photos_table(images: list[np.ndarray]) -> Table:
         table.add_column(f"≤ {distance} bits, ≥ {MIN_CORRELATION}", justify="right")
     for correlation in CORRELATIONS:
         table.add_column(f"≤ {DEFAULT_DISTANCE} bits, ≥ {correlation}", justify="right")
-    hashes, thumbnails = hashes_of(images), thumbnails_of(images)
+    hashes, looks = hashes_of(images), looks_of(images)
     for name, change in VARIANTS.items():
         versions = [change(image) for image in images]
         distances = np.bitwise_count(hashes ^ hashes_of(versions))
-        agree = np.einsum("ij,ij->i", thumbnails, thumbnails_of(versions))
-        found = [(distances <= distance) & (agree >= MIN_CORRELATION) for distance in DISTANCES]
-        found += [(distances <= DEFAULT_DISTANCE) & (agree >= correlation) for correlation in CORRELATIONS]
+        both = Thumbnails(np.concatenate([looks, looks_of(versions)]))
+        pairs = np.stack([np.arange(len(images)), np.arange(len(images)) + len(images)], axis=1)
+        agree = both.agree(pairs)
+        found = [(distances <= distance) & agree for distance in DISTANCES]
+        found += [(distances <= DEFAULT_DISTANCE) & both.agree(pairs, least) for least in CORRELATIONS]
         table.add_row(name, *(f"{of_one.mean():.3f}" for of_one in found))
     one, other = np.triu_indices(len(images), 1)
     distances = np.bitwise_count(hashes[one] ^ hashes[other])
-    agree = np.einsum("ij,ij->i", thumbnails[one], thumbnails[other])
+    near = distances <= max(DISTANCES)
+    pairs, distances = np.stack([one[near], other[near]], axis=1), distances[near]
+    thumbnails = Thumbnails(looks)
     table.add_section()
     within = [distances <= distance for distance in DISTANCES]
-    table.add_row(f"of {len(one):,} different pairs, by hash", *(str(of_one.sum()) for of_one in within))
-    within = [of_one & (agree >= MIN_CORRELATION) for of_one in within]
-    within += [(distances <= DEFAULT_DISTANCE) & (agree >= correlation) for correlation in CORRELATIONS]
+    num_pairs = len(images) * (len(images) - 1) // 2
+    table.add_row(f"of {num_pairs:,} different pairs, by hash", *(str(of_one.sum()) for of_one in within))
+    within = [of_one & thumbnails.agree(pairs) for of_one in within]
+    within += [(distances <= DEFAULT_DISTANCE) & thumbnails.agree(pairs, least) for least in CORRELATIONS]
     table.add_row("… and by thumbnail", *(str(of_one.sum()) for of_one in within))
     return table
 
@@ -103,16 +110,15 @@ def idx_table(folder: Path) -> Table:
     contents = [gzip.decompress(file.read_bytes()) for file in files]
     pixels = np.concatenate([np.frombuffer(content, np.uint8, offset=16) for content in contents])
     images = list(pixels.reshape(-1, 28, 28, 1))
-    hashes, thumbnails = hashes_of(images), thumbnails_of(images)
+    hashes, thumbnails = hashes_of(images), Thumbnails(looks_of(images))
     unique, first = np.unique(hashes, return_index=True)
     table = Table(title=f"{len(images):,} images of {folder.name}, of which {len(unique):,} differ in their hashes")
     for heading in ("bits", "correlation", "near pairs", "images in clusters", "largest cluster"):
         table.add_column(heading, justify="right")
     for distance in DISTANCES[:3]:
         pairs = near_pairs(unique, distance)
-        agree = np.einsum("ij,ij->i", thumbnails[first[pairs[:, 0]]], thumbnails[first[pairs[:, 1]]])
         for correlation in (-1.0, *CORRELATIONS):
-            chosen = pairs[agree >= correlation]
+            chosen = pairs[thumbnails.agree(first[pairs], correlation)] if correlation > 0 else pairs
             sizes = np.bincount(connected(len(unique), chosen))
             in_clusters = f"{sizes[sizes > 1].sum():,}"
             least = "any" if correlation < 0 else f"≥ {correlation}"

@@ -34,7 +34,7 @@ def command(
     ] = None,
     distance: Annotated[
         int, typer.Option(help="In how many of 64 bits the hashes of near duplicates may differ, 0 to 8.")
-    ] = 4,
+    ] = 6,
     engine: common.EngineName = "local",
     workers: common.NumWorkers = None,
     engine_config: common.EngineConfig = None,
