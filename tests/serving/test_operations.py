@@ -153,6 +153,17 @@ def test_the_pixels_that_decided_come_as_a_grid_and_as_a_picture(client: httpx.C
     assert client.post("/v1/saliency", content=b"no image").status_code == 415
 
 
+def test_while_an_image_is_explained_another_is_told_what_it_would_wait_for(
+    client: httpx.Client, images: dict[str, bytes]
+) -> None:
+    url = f"{client.base_url}/v1/saliency"
+    with concurrent.futures.ThreadPoolExecutor(8) as pool:
+        answers = list(pool.map(lambda _: httpx.post(url, content=images[".png"], timeout=60), range(8)))
+    assert {answer.status_code for answer in answers} == {200, 503}
+    details = {answer.json()["detail"] for answer in answers if answer.status_code == 503}
+    assert details == {"the pixels of another image are being explained, one at a time; try again later"}
+
+
 def test_a_full_queue_answers_503_with_retry_after_and_goes_on(
     start_server: Callable[..., Any], images: dict[str, bytes]
 ) -> None:

@@ -36,19 +36,19 @@ class Recognizer:
 
     @classmethod
     def load(
-        cls, bundle: str | os.PathLike[str], backend: BackendName = "auto", *, num_threads: int | None = None
+        cls, bundle: str | os.PathLike[str], backend: BackendName | None = None, *, num_threads: int | None = None
     ) -> Recognizer:
         """Open the bundle at a path or URI and prove by its golden examples that it answers as at export.
 
         Args:
-            backend: "auto" is the bundle's own, or the fastest here if it has none; "openvino" or "onnxruntime".
+            backend: "auto" (the fastest here), "openvino" or "onnxruntime"; default: the one that the bundle prefers.
             num_threads: for one call of the model; default: see Predictor.load.
 
         Raises:
             BundleError: the bundle is missing, damaged, or does not do here what it did at export.
             MissingExtraError: no backend is installed.
         """
-        return cls(Predictor.load(os.fspath(bundle), None if backend == "auto" else backend, num_threads=num_threads))
+        return cls(Predictor.load(os.fspath(bundle), backend, num_threads=num_threads))
 
     @overload
     def predict(self, image: Image, *, top_k: int = 5) -> Prediction: ...

@@ -45,6 +45,12 @@ class Failure:
 
 
 OVERLOADED = Failure(503, "The server is busy", "overloaded", "too many images wait; try again later")
+EXPLAINING = Failure(
+    503,
+    "The server is busy",
+    "overloaded",
+    "the pixels of another image are being explained, one at a time; try again later",
+)
 WORKER_LOST = Failure(502, "The server failed", "worker_lost", "the process that worked on it ended; try again")
 INTERNAL = Failure(500, "The server failed", "internal", "see the server's log")
 

@@ -156,6 +156,7 @@ _MEANINGS = {
     413: "The body, the image or the number of images is larger than the limit",
     415: "The body is no image, or of a format that is not read",
     422: "The image is damaged",
+    431: "The head of the request is longer than the limit",
     500: "The server failed; its log says why",
     502: "The process that worked on the request ended; try again",
     503: "Too much waits, or the server is starting or ending; Retry-After says when to come again",
@@ -226,7 +227,7 @@ def _operation(route: Route, settings: ServeSettings) -> dict[str, Any]:
         for media_type in route.answer_types
     }
     responses: dict[str, Any] = {"200": {"description": "The answer", "content": content}}
-    statuses = set(route.statuses) | (set() if route.early else {503})
+    statuses = set(route.statuses) | {431} | (set() if route.early else {503})
     if settings.token is not None and not route.open:
         statuses.add(401)
     for status in sorted(statuses):

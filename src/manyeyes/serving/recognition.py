@@ -12,7 +12,7 @@ from manyeyes.recognition.saliency import overlay
 from manyeyes.serving.answers import Refusals, in_json
 from manyeyes.serving.catalog import Catalog, Choice
 from manyeyes.serving.forms import read_form
-from manyeyes.serving.jobs import OVERLOADED, Failure, Job
+from manyeyes.serving.jobs import EXPLAINING, OVERLOADED, Failure, Job
 from manyeyes.serving.limits import Admission, check_image
 from manyeyes.serving.messages import Request, Response, copied, header_lines
 from manyeyes.serving.metrics import Metrics
@@ -194,7 +194,7 @@ class Recognition:
             return self._refusals.refuse(400, "bad_request", detail)
         # It costs as much as hundreds of predictions, so that there is one at a time.
         if self._explaining.locked():
-            return self._refusals.answer(OVERLOADED)
+            return self._refusals.answer(EXPLAINING)
         async with self._explaining:
             explanation = await choice.model.explain(request.body, parameters.label)
         if isinstance(explanation, Failure):
