@@ -21,6 +21,9 @@ from typing import Any
 import numpy as np
 import pytest
 
+# The browser that tests of pages share: tests/browser.py.
+pytest_plugins = ("browser",)
+
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 os.environ.setdefault("KERAS_BACKEND", "tensorflow")
 # Most of what a short Spark session costs is Java compiling itself at its best: half of 12 s of CPU here.

@@ -81,33 +81,7 @@ def test_all_text_stands_out_from_its_background_in_both_colour_schemes(
     opened.explain()
     opened.evaluate("showNotice('The server is busy.'); showProblem(new Problem('It failed:', 'why.'), () => {})")
     opened.evaluate("document.querySelector('details').open = true; document.getElementById('entry').hidden = false")
-    ground, weak = opened.evaluate(
-        """(() => {
-            const context = document.createElement('canvas').getContext('2d', {willReadFrequently: true});
-            const parse = colour => {
-                context.clearRect(0, 0, 1, 1);
-                context.fillStyle = colour;
-                context.fillRect(0, 0, 1, 1);
-                return [...context.getImageData(0, 0, 1, 1).data];
-            };
-            const luminance = colour => parse(colour).slice(0, 3).map(v => v / 255)
-                .map(v => v <= 0.04045 ? v / 12.92 : ((v + 0.055) / 1.055) ** 2.4)
-                .reduce((sum, v, i) => sum + v * [0.2126, 0.7152, 0.0722][i], 0);
-            const groundOf = element => {
-                while (parse(getComputedStyle(element).backgroundColor)[3] < 255) element = element.parentElement;
-                return luminance(getComputedStyle(element).backgroundColor);
-            };
-            const isText = node => node.nodeType === 3 && node.textContent.trim();
-            const shown = [...document.body.querySelectorAll('*')].filter(element =>
-                element.checkVisibility() && !element.closest('script, style') && [...element.childNodes].some(isText));
-            const found = shown.map(element => {
-                const levels = [luminance(getComputedStyle(element).color), groundOf(element)].sort((a, b) => b - a);
-                return [element.outerHTML.slice(0, 80), (levels[0] + 0.05) / (levels[1] + 0.05)];
-            });
-            if (found.length < 30) throw new Error('too little text was found');
-            return [groundOf(document.body), found.filter(([, contrast]) => contrast < 4.5)];
-        })()"""
-    )
+    ground, weak = opened.contrasts()
     assert weak == []
     assert ground > 0.8 if scheme == "light" else ground < 0.05
 
