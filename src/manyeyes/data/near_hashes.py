@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator
 
 import numpy as np
 
@@ -48,15 +47,14 @@ def near_pairs(hashes: np.ndarray, distance: int) -> np.ndarray:
         num_key_bits = sum(stop - start for start, stop in order[:2])
         # A pair that agrees in more than two bands comes up again: it counts where its first two agree.
         earlier = [_mask(bands[k]) for k in range(second) if k != first]
-        for one, other in _near_in_runs(words, num_key_bits, distance):
-            one, other = _with_bands_back(order, one), _with_bands_back(order, other)
-            differ = one ^ other
-            is_first = np.logical_and.reduce([(differ & mask) != 0 for mask in earlier] or [np.ones(len(one), bool)])
-            pairs = np.searchsorted(hashes, np.stack([one[is_first], other[is_first]], axis=1))
-            found.append(np.sort(pairs, axis=1))
-            num_pairs += len(pairs)
-            if num_pairs > _MAX_PAIRS * len(hashes):
-                raise TooManyPairsError
+        one, other = (_with_bands_back(order, near) for near in _near_in_runs(words, num_key_bits, distance))
+        differ = one ^ other
+        is_first = np.logical_and.reduce([(differ & mask) != 0 for mask in earlier] or [np.ones(len(one), bool)])
+        pairs = np.searchsorted(hashes, np.stack([one[is_first], other[is_first]], axis=1))
+        found.append(np.sort(pairs, axis=1))
+        num_pairs += len(pairs)
+        if num_pairs > _MAX_PAIRS * len(hashes):
+            raise TooManyPairsError
     pairs = np.concatenate([np.empty((0, 2), np.int64), *found])
     return pairs[np.lexsort((pairs[:, 1], pairs[:, 0]))]
 
@@ -85,8 +83,8 @@ def connected(num_nodes: int, pairs: np.ndarray) -> np.ndarray:
             smallest = up
 
 
-def _near_in_runs(words: np.ndarray, num_key_bits: int, distance: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """Yield pairs of sorted words that agree in their upper bits and differ in at most `distance` of the others."""
+def _near_in_runs(words: np.ndarray, num_key_bits: int, distance: int) -> tuple[np.ndarray, np.ndarray]:
+    """Pairs of sorted words, uint64 (m,) each, that agree in their upper bits and differ in few of the others."""
     keys = words >> np.uint64(64 - num_key_bits)
     starts = np.flatnonzero(np.concatenate([[True], keys[1:] != keys[:-1]]))
     del keys
@@ -97,16 +95,21 @@ def _near_in_runs(words: np.ndarray, num_key_bits: int, distance: int) -> Iterat
     num_after = np.repeat(starts + lengths, lengths) - np.arange(1, len(words) + 1)
     del starts, lengths
     active = np.flatnonzero(num_after > 0)
-    step = 1
+    found = [words[:0]], [words[:0]]
+    num_found, step = 0, 1
     while len(active):
         for start in range(0, len(active), _CHUNK):
             chosen = active[start : start + _CHUNK]
             one, other = words[chosen], words[chosen + step]
             near = np.bitwise_count(one ^ other) <= distance
-            if near.any():
-                yield one[near], other[near]
+            num_found += int(near.sum())
+            if num_found > _MAX_PAIRS * len(words):
+                raise TooManyPairsError
+            found[0].append(one[near])
+            found[1].append(other[near])
         step += 1
         active = active[num_after[active] >= step]
+    return np.concatenate(found[0]), np.concatenate(found[1])
 
 
 def _with_bands_in(order: list[tuple[int, int]], hashes: np.ndarray) -> np.ndarray:
