@@ -130,9 +130,15 @@ def test_a_client_of_http_1_0_and_one_that_closes_its_side_get_their_answer(
         (b"GET /" + b"a" * 40_000 + b" HTTP/1.1\r\n\r\n", 431),
         (b"GET / HTTP/1.1\r\nX: " + b"a" * 40_000, 431),
         (b"GET / HTTP/1.1\r\n" + b"X: y\r\n" * 200 + b"\r\n", 431),
-        (b"OPTIONS * HTTP/1.1\r\nConnection: close\r\n\r\n", 404),
-        (b"GET http://example.org/healthz HTTP/1.1\r\nConnection: close\r\n\r\n", 200),
-        (b"GET /healthz HTTP/1.1\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\r\n", 200),
+        (b"OPTIONS * HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n", 404),
+        (b"GET http://example.org/healthz HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n", 200),
+        (b"GET /healthz HTTP/1.1\r\nHost: x\r\nConnection: Upgrade, close\r\nUpgrade: websocket\r\n\r\n", 200),
+        (b"CONNECT x:80 HTTP/1.1\r\nHost: x\r\n\r\nGET /healthz HTTP/1.1\r\nHost: x\r\n\r\n", 400),
+        (b"GET /healthz\r\n\r\n", 400),  # HTTP/0.9
+        (b"GET /healthz HTTP/2.0\r\nHost: x\r\n\r\n", 400),
+        (b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n", 400),
+        (b"GET /healthz HTTP/1.1\r\n\r\n", 400),
+        (b"GET /healthz HTTP/1.1\r\nHost: x\r\nHost: y\r\n\r\n", 400),
     ],
 )
 def test_what_is_not_http_is_refused_and_the_connection_closed(server: Any, request_bytes: bytes, status: int) -> None:
@@ -262,7 +268,13 @@ def test_only_pages_from_allowed_origins_may_read_answers(guarded_client: Any, c
     preflight = guarded_client.options("/v1/recognize", headers=asked)
     assert preflight.status_code == 200
     assert "POST" in preflight.headers["access-control-allow-methods"]
-    assert "authorization" in preflight.headers["access-control-allow-headers"]
+    for header in ("authorization", "inference-header-content-length"):
+        assert header in preflight.headers["access-control-allow-headers"]
+    for header in ("retry-after", "inference-header-content-length", "x-request-id"):
+        assert header in friend.headers["access-control-expose-headers"]
+    # No browser guesses what an answer may be.
+    for answer in (friend, stranger, client.get("/"), client.get("/nowhere")):
+        assert answer.headers.get_list("x-content-type-options") == ["nosniff"]
     # Off by default.
     default = client.options("/v1/recognize", headers=asked)
     assert default.status_code == 405

@@ -29,7 +29,6 @@ _PAGE_HEADERS = (
         "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; img-src blob: data:; "
         "media-src blob:; connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
     ),
-    ("x-content-type-options", "nosniff"),
     ("referrer-policy", "no-referrer"),
 )
 _HTML = b"text/html; charset=utf-8"
@@ -236,7 +235,10 @@ def _preflight(methods: dict[bytes, Route]) -> Response:
         200,
         headers=(
             ("access-control-allow-methods", ", ".join(name.decode() for name in methods)),
-            ("access-control-allow-headers", "authorization, content-type, x-request-id"),
+            (
+                "access-control-allow-headers",
+                "authorization, content-type, inference-header-content-length, x-request-id",
+            ),
             ("access-control-max-age", "600"),
         ),
     )

@@ -93,6 +93,6 @@ def cors_headers(origin: str, allowed: tuple[str, ...]) -> tuple[tuple[str, str]
         return ()
     return (
         ("access-control-allow-origin", "*" if "*" in allowed else origin),
-        ("access-control-expose-headers", "x-request-id"),
+        ("access-control-expose-headers", "inference-header-content-length, retry-after, x-request-id"),
         ("vary", "origin"),
     )

@@ -48,6 +48,8 @@ class Request:
         method, path, query: as sent; the path without the query, still percent-encoded.
         headers: by lower-case name.
         body: complete when the handler is called.
+        size_bytes: that are in memory for it.
+        length: of the body, as its head says; 0 if it does not.
         id: X-Request-Id if it was a sane one, else made here; `has_own_id` says which.
         label: of the route, for metrics; set by the application.
         extra: header lines of the answer; set by the application.
@@ -69,6 +71,7 @@ class Request:
         "id",
         "keep_alive",
         "label",
+        "length",
         "method",
         "num_holders",
         "on_gone",
@@ -87,6 +90,7 @@ class Request:
         self.headers = headers
         self.chunks: list[bytes] = []
         self.size_bytes = 0
+        self.length = 0
         self.body = b""
         self.keep_alive = True
         self.refusal: Response | None = None

@@ -117,7 +117,7 @@ async def _run(
     catalog = Catalog(uri, load, counters, keep_versions=settings.keep_versions, traffic=traffic)
     app = App(catalog, counters, settings, has_workers=lambda: pool is None or pool.num_ready > 0)
     server = HttpServer(app, settings, tls)
-    counters.add_gauge("manyeyes_connections", "Open connections.", (), lambda: {(): len(server.connections)})
+    counters.add_gauge("manyeyes_connections", "Open connections.", (), lambda: {(): server.num_connections})
     counters.add_gauge("manyeyes_body_bytes", "Bodies in memory.", (), lambda: {(): server.bodies_bytes})
     ended = asyncio.Event()
 
