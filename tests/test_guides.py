@@ -58,8 +58,9 @@ def folder(small_bundle, tmp_path):
     return tmp_path
 
 
-def test_there_is_a_guide_for_every_engine_file_system_and_for_training_serving_and_streams():
+def test_there_is_a_guide_for_every_engine_file_system_and_for_training_evaluation_serving_and_streams():
     assert {guide.stem for guide in GUIDES} == {
+        "evaluation",
         "gpu",
         "hadoop",
         "local",
