@@ -33,6 +33,16 @@ def test_choosing_an_image_shows_it_with_its_classes_and_how_long_it_took(opened
     assert opened.evaluate("document.getElementById('spoken').getAttribute('aria-live')") == "polite"
 
 
+def test_an_answer_that_should_not_be_relied_on_is_told_in_words(opened: Any, red_jpeg: Path, tmp_path: Path) -> None:
+    opened.answer(red_jpeg)
+    assert opened.text("lead").endswith("% sure")
+    noise = np.random.default_rng(5).integers(0, 255, (40, 50, 3), dtype=np.uint8)
+    cv2.imwrite(str(tmp_path / "noise.png"), noise)
+    opened.choose(tmp_path / "noise.png")
+    opened.wait_for("document.getElementById('lead').textContent.endsWith('% sure: too little to rely on')")
+    assert opened.text("spoken").endswith(": too little to rely on")
+
+
 def test_an_image_can_be_dropped_and_pasted(opened: Any, red_jpeg: Path) -> None:
     content = json.dumps(list(red_jpeg.read_bytes()))
     for event, holder in (("DragEvent('drop'", "dataTransfer"), ("ClipboardEvent('paste'", "clipboardData")):

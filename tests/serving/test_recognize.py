@@ -24,8 +24,8 @@ from manyeyes.serving.settings import ServeSettings
 
 
 @pytest.fixture(scope="module")
-def predictor(small_bundle: str) -> Predictor:
-    return Predictor.load(small_bundle)
+def predictor(evaluated_bundle: str) -> Predictor:
+    return Predictor.load(evaluated_bundle)
 
 
 def _bomb(width: int = 60_000, height: int = 60_000) -> bytes:
@@ -60,10 +60,23 @@ def test_the_answer_over_http_is_the_predictors(
         assert set(answer["timings_ms"]) == {"queue", "decode", "predict"}
 
 
-def test_healthz_says_which_model_is_ready(client: Any, small_bundle: str) -> None:
+def test_healthz_says_which_model_is_ready(client: Any, evaluated_bundle: str) -> None:
     health = client.get("/healthz").json()
     assert health["status"] == "ok"
-    assert health["model"]["version"] == Bundle.load(small_bundle).info.fingerprint
+    assert health["model"]["version"] == Bundle.load(evaluated_bundle).info.fingerprint
+
+
+def test_an_answer_that_should_not_be_relied_on_says_so(
+    client: Any, predictor: Predictor, images: dict[str, bytes], red_jpeg: Path
+) -> None:
+    wanted = {red_jpeg.read_bytes(): False, images[".png"]: True}
+    for content, abstain in wanted.items():
+        assert predictor.predict([content])[0].abstain is abstain
+        assert client.post("/v1/recognize", content=content).json()["abstain"] is abstain
+    results = client.post("/v1/recognize", files=[("image", content) for content in wanted]).json()["results"]
+    assert [result["abstain"] for result in results] == [False, True]
+    (model,) = client.get("/v1/models").json()["models"]
+    assert model["versions"][0]["threshold"] == 0.95
 
 
 def test_the_page_is_one_file_that_may_load_nothing_from_elsewhere(client: Any) -> None:

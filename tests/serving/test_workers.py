@@ -57,13 +57,16 @@ def test_workers_tell_the_figures_of_the_models_evaluation(client: httpx.Client,
     assert told == dataclasses.replace(figures, dataset="photos")
 
 
-def test_workers_answer_as_one_process_does(client: httpx.Client, small_bundle: str, images: dict[str, bytes]) -> None:
-    predictor = Predictor.load(small_bundle)
+def test_workers_answer_as_one_process_does(
+    client: httpx.Client, evaluated_bundle: str, images: dict[str, bytes]
+) -> None:
+    predictor = Predictor.load(evaluated_bundle)
     for encoded in images.values():
         (wanted,) = predictor.predict([encoded], top_k=2)
         answer = client.post("/v1/recognize?top_k=2", content=encoded).json()
         assert [each["label"] for each in answer["predictions"]] == [each.label for each in wanted.top_k]
         assert answer["predictions"][0]["probability"] == pytest.approx(wanted.probability, abs=1e-5)
+        assert answer["abstain"] is wanted.abstain is True
     assert client.post("/v1/recognize", content=b"no image").status_code == 415
     assert client.post("/v1/recognize", content=images[".png"][:300]).status_code == 422
     form = client.post("/v1/recognize", files=[("image", images[".png"]), ("image", b"no image")]).json()

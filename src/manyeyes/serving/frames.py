@@ -34,7 +34,8 @@ from manyeyes.serving.models import Explanation
 _HEAD = struct.Struct("<IBI")
 _LOAD = struct.Struct("<I")  # bytes of the JSON that follows
 JOB = struct.Struct("<Ii")  # number of the model, top_k
-ANSWER = struct.Struct("<iHffff")  # label, batch size, brightness, queue, decode and predict seconds
+ANSWER = struct.Struct("<iBHffff")  # label, abstain, batch size, brightness, queue, decode and predict seconds
+_ABSTAIN = (None, False, True)
 EXPLANATION = struct.Struct("<iHHB")  # label, height, width, channels
 
 
@@ -122,15 +123,21 @@ def pack_result(number: int, job: Job) -> bytes:
     if job.failure is not None:
         return pack_failure(number, job.failure)
     head = ANSWER.pack(
-        job.label, job.batch_size, job.brightness, job.queue_seconds, job.decode_seconds, job.predict_seconds
+        job.label,
+        _ABSTAIN.index(job.abstain),
+        job.batch_size,
+        job.brightness,
+        job.queue_seconds,
+        job.decode_seconds,
+        job.predict_seconds,
     )
     return pack(Kind.ANSWER, number, head + job.payload)
 
 
 def unpack_answer(payload: bytes, job: Job) -> None:
     """Write an ANSWER into its job."""
-    label, batch_size, brightness, queue, decode, predict = ANSWER.unpack_from(payload)
-    job.label, job.batch_size, job.brightness = label, batch_size, brightness
+    label, abstain, batch_size, brightness, queue, decode, predict = ANSWER.unpack_from(payload)
+    job.label, job.abstain, job.batch_size, job.brightness = label, _ABSTAIN[abstain], batch_size, brightness
     job.queue_seconds, job.decode_seconds, job.predict_seconds = queue, decode, predict
     job.payload = payload[ANSWER.size :]
 

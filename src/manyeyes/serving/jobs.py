@@ -54,6 +54,8 @@ EXPLAINING = Failure(
 WORKER_LOST = Failure(502, "The server failed", "worker_lost", "the process that worked on it ended; try again")
 INTERNAL = Failure(500, "The server failed", "internal", "see the server's log")
 
+_ABSTAIN_JSON = {None: b"", True: b'"abstain":true,', False: b'"abstain":false,'}
+
 
 class Job:
     """One image for one model.
@@ -69,12 +71,14 @@ class Job:
         failure: None when it was answered.
         payload: JSON of the list of predictions, or float32 logits as bytes.
         label: the likeliest class, or -1.
+        abstain: whether it is too unlikely to be relied on; None where the model has no threshold.
         brightness: mean of the model's input in [0, 255].
         queue_seconds, decode_seconds, predict_seconds: each; predict is that of the whole batch.
         batch_size: of the batch that it was predicted in.
     """
 
     __slots__ = (
+        "abstain",
         "batch_size",
         "brightness",
         "content",
@@ -107,6 +111,7 @@ class Job:
         self.failure: Failure | None = None
         self.payload = b""
         self.label = -1
+        self.abstain: bool | None = None
         self.brightness = 0.0
         self.queue_seconds = 0.0
         self.decode_seconds = 0.0
@@ -122,9 +127,11 @@ class Job:
         self.content = b""
         return True
 
-    def timings_json(self) -> bytes:
-        """The timings in milliseconds as a JSON object."""
-        return b'{"queue":%.3f,"decode":%.3f,"predict":%.3f}' % (
+    def to_json(self) -> bytes:
+        """What is told of a job that was answered, as members of a JSON object; timings in milliseconds."""
+        return b'"predictions":%s,%s"timings_ms":{"queue":%.3f,"decode":%.3f,"predict":%.3f}' % (
+            self.payload,
+            _ABSTAIN_JSON[self.abstain],
             1e3 * self.queue_seconds,
             1e3 * self.decode_seconds,
             1e3 * self.predict_seconds,

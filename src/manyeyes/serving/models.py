@@ -38,6 +38,7 @@ class ModelCard:
         input_shape: (height, width, channels) in pixels.
         backend, precision: what it runs by and in.
         temperature: logits are divided by it before softmax.
+        threshold: a prediction whose class has a lower probability abstains; None: none does.
         max_batch_size: the cap that its latency curve gave.
         latency_curve: (batch size, seconds of one call), measured when it was loaded.
         parity, evaluation, provenance: as the bundle has them; evaluation is None where the run was not evaluated.
@@ -52,6 +53,7 @@ class ModelCard:
     backend: str
     precision: str
     temperature: float = 1.0
+    threshold: float | None = None
     max_batch_size: int = 1
     latency_curve: tuple[tuple[int, float], ...] = ()
     parity: dict[str, Any] = field(default_factory=dict)
@@ -123,6 +125,7 @@ class LocalModel:
         self._predictor = predictor
         self._deliver = deliver
         self._temperature = info.temperature
+        self._threshold = info.threshold
         self._limits = DecodeLimits(max_pixels=settings.max_pixels, max_bytes=settings.max_body_bytes)
         self._class_names_json = [json.dumps(name, ensure_ascii=False).encode() for name in info.class_names]
         self._explainer = ThreadPoolExecutor(1, thread_name_prefix="explain")
@@ -140,6 +143,7 @@ class LocalModel:
             backend=predictor.backend.name,
             precision=predictor.backend.precision,
             temperature=info.temperature,
+            threshold=info.threshold,
             max_batch_size=max_batch_size,
             latency_curve=tuple(curve),
             parity=info.parity,
@@ -261,6 +265,8 @@ class LocalModel:
             job.predict_seconds = seconds
             job.label = candidates[index][0]
             job.brightness = brightness[index]
+            if self._threshold is not None:
+                job.abstain = ordered[index][0] < self._threshold
             if not ordered[index][0] >= 0:  # one logit that is no number makes all probabilities of its row so
                 _log.error("%s answers with a number that is none", self.card.name)
                 job.failure = INTERNAL

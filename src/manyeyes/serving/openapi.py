@@ -33,16 +33,23 @@ def _ref(name: str) -> dict[str, Any]:
 
 _MODEL = _object({"name": _TEXT, "version": _TEXT})
 _TENSOR = _object({"name": _TEXT, "datatype": _TEXT, "shape": _list({"type": "integer"})})
+_ABSTAIN: dict[str, Any] = {
+    "abstain": {
+        "type": "boolean",
+        "description": "Whether the likeliest class is too unlikely to rely on; told if the model has a threshold.",
+    }
+}
 _SCHEMAS: dict[str, Any] = {
     "Any": _FREE,
     "Error": _object({"error": _TEXT, "reason": _TEXT, "detail": _TEXT}),
     "Candidate": _object({"label": _COUNT, "class_name": _TEXT, "probability": _NUMBER}),
     "Timings": _object({"queue": _NUMBER, "decode": _NUMBER, "predict": _NUMBER}),
-    "Prediction": _object({"predictions": _list(_ref("Candidate")), "timings_ms": _ref("Timings")}),
+    "Prediction": _object({"predictions": _list(_ref("Candidate")), "timings_ms": _ref("Timings")}, _ABSTAIN),
     "Recognition": {
         "anyOf": [
             _object(
                 {"predictions": _list(_ref("Candidate")), "model": _MODEL, "timings_ms": _ref("Timings")},
+                _ABSTAIN,
             ),
             _object(
                 {"results": _list({"anyOf": [_ref("Prediction"), _ref("Error")]}), "model": _MODEL},
@@ -60,6 +67,7 @@ _SCHEMAS: dict[str, Any] = {
             "input_shape": _list(_COUNT),
             "backend": _TEXT,
             "precision": _TEXT,
+            "threshold": _SHARE_OR_NONE,
             "max_batch_size": _COUNT,
             "latency_ms_by_batch_size": _FREE,
             "parity": _FREE,
@@ -194,6 +202,7 @@ def card_to_dict(card: ModelCard) -> dict[str, Any]:
         "input_shape": list(card.input_shape),
         "backend": card.backend,
         "precision": card.precision,
+        "threshold": card.threshold,
         "max_batch_size": card.max_batch_size,
         "latency_ms_by_batch_size": {str(size): round(1e3 * seconds, 3) for size, seconds in card.latency_curve},
         "parity": card.parity,

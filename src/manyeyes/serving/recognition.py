@@ -67,8 +67,7 @@ class Recognition:
         request.hold()
         request.respond(
             200,
-            b'{"predictions":%s,"model":%s,"timings_ms":%s}'
-            % (job.payload, _model_json(card.name, card.version), job.timings_json()),
+            b'{%s,"model":%s}' % (job.to_json(), _model_json(card.name, card.version)),
         )
         if choice.shadow is not None:
             self._ask_shadow(choice.shadow, request, encoded, job)
@@ -86,9 +85,7 @@ class Recognition:
         if isinstance(jobs, Failure):
             return self._refusals.answer(jobs)
         results = [
-            json.dumps(job.failure.to_dict(), ensure_ascii=False).encode()
-            if job.failure
-            else b'{"predictions":%s,"timings_ms":%s}' % (job.payload, job.timings_json())
+            json.dumps(job.failure.to_dict(), ensure_ascii=False).encode() if job.failure else b"{%s}" % job.to_json()
             for job in jobs
         ]
         card = choice.model.card

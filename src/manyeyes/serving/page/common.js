@@ -12,6 +12,7 @@ const plural = (count, word) => `${count.toLocaleString("en")} ${word}${count ==
 const percent = p => p >= 0.9995 ? "100\u00a0%" : p < 0.001 ? "<\u00a00.1\u00a0%" : (100 * p).toFixed(1) + "\u00a0%";
 const milliseconds = t => t.toFixed(t < 1 ? 2 : t < 10 ? 1 : 0) + "\u00a0ms";
 
+const UNSURE = ": too little to rely on";
 const TOP_K = 5, IN_FLIGHT = 4, TRIES_WHEN_BUSY = 5, TOKEN_KEY = "manyeyes-token";
 const CAMERA_SIDE = 640;  // the longer side of a frame that is sent: more than models take in, little to carry
 let models = [], chosen = null;  // {card, query}: what the chooser says

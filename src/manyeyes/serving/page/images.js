@@ -87,7 +87,7 @@ function show() {
   element("timing").textContent = `queue ${milliseconds(queue)} · decode ${milliseconds(decode)} · predict ${milliseconds(predict)} · round trip ${milliseconds(roundTrip)} · version ${answer.model.version}`;
   element("why").hidden = element("hint").hidden = false;
   const [best] = answer.predictions;
-  if (entries.length === 1) speak(`${best.class_name}, ${percent(best.probability)}`);
+  if (entries.length === 1) speak(`${best.class_name}, ${percent(best.probability)}${answer.abstain ? UNSURE : ""}`);
   explain();
 }
 
@@ -107,10 +107,10 @@ function showPicture() {
 }
 
 /** The classes with their bars. What is there is changed, not made anew, so that focus stays where it is. */
-function showAnswer({predictions}, isLive = false) {
+function showAnswer({predictions, abstain}, isLive = false) {
   const [best] = predictions, bars = element("bars");
   element("best").textContent = best.class_name;
-  element("lead").textContent = percent(best.probability) + " sure";
+  element("lead").textContent = percent(best.probability) + " sure" + (abstain ? UNSURE : "");
   while (bars.children.length > predictions.length) bars.lastChild.remove();
   while (bars.children.length < predictions.length) bars.append(make("li", {}, make("button", {type: "button"},
     make("span", {className: "row"}, make("span"), make("span")),
