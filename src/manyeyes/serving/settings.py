@@ -17,7 +17,7 @@ class ServeSettings:
         max_body_bytes: of one request; more is refused unread.
         max_pixels: of one image, as its header says; more is refused before it is decoded.
         max_images: of one request (multipart, or the first axis of a tensor).
-        max_queue: images that may wait for a model; more are refused with 503 and Retry-After.
+        max_queue: images that may wait for a version, with workers for any; more are refused with 503 and Retry-After.
         max_bodies_bytes: of all requests that are being read or answered.
         max_connections: open at once.
         header_timeout_seconds: for the whole head of a request.
