@@ -89,10 +89,9 @@ def paired(
     z = NormalDist().inv_cdf(0.5 + confidence / 2)
     counts = mcnemar(pairs.first == pairs.labels, pairs.second == pairs.labels)
     num = len(pairs.labels)
-    b, c = counts.only_first, counts.only_second
-    centre = (b - c) / (num + 2)
-    half = z * math.sqrt((b + c + 1) - (b - c) ** 2 / (num + 2)) / (num + 2)
-    found = [Difference("accuracy", (b - c) / num, centre - half, centre + half, counts.p_value, _PAIRED_SHARE)]
+    low, high = accuracy_interval(counts.only_first, counts.only_second, num, confidence)
+    value = (counts.only_first - counts.only_second) / num
+    found = [Difference("accuracy", value, low, high, counts.p_value, _PAIRED_SHARE)]
     found += _bootstrapped(pairs, num_classes, confidence)
     for name, (one, other) in (("log_loss", pairs.log_losses), ("brier_score", pairs.briers)):
         each = one - other
@@ -101,6 +100,15 @@ def paired(
         p_value = math.erfc(abs(mean) / error / math.sqrt(2)) if error else 1.0 if mean == 0 else 0.0
         found.append(Difference(name, mean, mean - z * error, mean + z * error, p_value, _PAIRED_MEAN))
     return found, counts
+
+
+def accuracy_interval(only_first: int, only_second: int, num: int, confidence: float) -> tuple[float, float]:
+    """The interval of the difference of two accuracies on the same `num` examples, by who alone was right."""
+    z = NormalDist().inv_cdf(0.5 + confidence / 2)
+    centre = (only_first - only_second) / (num + 2)
+    variance = (only_first + only_second + 1) / (num + 2) - centre**2
+    half_width = z * math.sqrt(variance / (num + 2))
+    return centre - half_width, centre + half_width
 
 
 def _read(first: str, second: str, temperatures: tuple[float, float]) -> _Pairs:

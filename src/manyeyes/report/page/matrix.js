@@ -26,13 +26,13 @@ function unpacked(rows) {
 
 /** The most frequent mistakes, [true label, predicted label, count]. */
 function confusedPairs(matrix, most) {
-  const found = [];
-  for (let row = 0; row < matrix.size; row++) {
-    for (let k = matrix.starts[row]; k < matrix.starts[row + 1]; k++) {
-      if (matrix.columns[k] !== row) found.push([row, matrix.columns[k], matrix.counts[k]]);
-    }
-  }
-  return found.sort((a, b) => b[2] - a[2] || a[0] - b[0] || a[1] - b[1]).slice(0, most);
+  const {size, starts, columns, counts} = matrix;
+  const mistakes = row => { const found = []; for (let k = starts[row]; k < starts[row + 1]; k++) if (columns[k] !== row) found.push(k); return found; };
+  const rows = Array.from({length: size}, (_, row) => mistakes(row));
+  // Of a million cells only those that may be among the first become pairs.
+  const sorted = Float64Array.from(rows.flat(), k => counts[k]).sort(), least = sorted[Math.max(0, sorted.length - most)];
+  return rows.flatMap((found, row) => found.filter(k => counts[k] >= least).map(k => [row, columns[k], counts[k]]))
+    .sort((a, b) => b[2] - a[2] || a[0] - b[0] || a[1] - b[1]).slice(0, most);
 }
 
 const rgbOf = hex => [1, 3, 5].map(i => parseInt(hex.slice(i, i + 2), 16));
