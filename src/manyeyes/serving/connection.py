@@ -65,6 +65,7 @@ class Connection(RequestReader):
         self._ahead.clear()
         if request is not None and request.on_gone is not None:
             request.on_gone(True)
+            request.on_gone = None
         if not self._server.connections:
             self._server.all_closed()
 
@@ -111,6 +112,8 @@ class Connection(RequestReader):
         )
         self._transport.write(head if request.method == b"HEAD" else head + body)
         self.active = None
+        # Its jobs hold the request, too: a cycle would keep the image until the garbage collector comes by.
+        request.on_gone = None
         self._release(request)
         self._application.answered(request, status, len(body))
         if close:
