@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+import scipy.stats
 
+from manyeyes.evaluation.intervals import bounded_interval
 from manyeyes.evaluation.metrics import Summary, summarize
+from manyeyes.evaluation.ranking import Deviation
 from manyeyes.evaluation.sums import ClassificationSums
 
 NAMES = ["often", "sometimes", "rarely"]
@@ -60,3 +63,11 @@ def test_what_examples_cannot_tell_has_no_interval():
 def test_equal_sums_have_equal_intervals():
     one, other = drawn(200, np.random.default_rng(3)), drawn(200, np.random.default_rng(3))
     assert summarize(one, NAMES) == summarize(other, NAMES)
+
+
+@pytest.mark.parametrize("confidence", [0.8, 0.95, 0.99])
+def test_an_interval_is_wider_where_few_examples_make_the_deviation_as_students_t_says(confidence):
+    for degrees in (5.0, 10.0, 40.0, 1000.0):
+        interval = bounded_interval(0.5, Deviation(1e-6, degrees), confidence)
+        expected = scipy.stats.t.ppf(0.5 + confidence / 2, degrees) * 1e-6
+        assert interval.high - 0.5 == pytest.approx(expected, rel=0.02)

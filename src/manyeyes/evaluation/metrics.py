@@ -28,8 +28,8 @@ INTERVAL_METHODS = {
     "log_loss": "normal, by the sum of squares",
     "brier_score": "normal, by the sum of squares",
     "mean_cost": "normal, by the sum of squares",
-    "roc_auc": "normal on the scale of log-odds, by the infinitesimal jackknife",
-    "average_precision": "normal on the scale of log-odds, by the infinitesimal jackknife",
+    "roc_auc": "Student's t on the scale of log-odds, by the infinitesimal jackknife",
+    "average_precision": "Student's t on the scale of log-odds, by the infinitesimal jackknife",
 }
 
 

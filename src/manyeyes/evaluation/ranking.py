@@ -91,22 +91,30 @@ class ScoreSample:
 
 
 @dataclass(frozen=True)
+class Deviation:
+    """A standard deviation, and the degrees of freedom of its estimate: few where few examples make most of it."""
+
+    value: float
+    degrees: float
+
+
+@dataclass(frozen=True)
 class Ranked:
     """ROC AUC and average precision of every class, and of all.
 
     Attributes:
         roc_auc, average_precision: float64 (num_classes,); NaN where a class has no examples, or nothing else has.
         macro_roc_auc, macro_average_precision: their means over the other classes; None where there are none.
-        macro_roc_auc_deviation, macro_average_precision_deviation: standard deviations of these means, by the
-            infinitesimal jackknife over the sample; None where that is too small.
+        macro_roc_auc_deviation, macro_average_precision_deviation: of these means, by the infinitesimal jackknife over
+            the sample; None where that is too small.
     """
 
     roc_auc: np.ndarray
     average_precision: np.ndarray
     macro_roc_auc: float | None
     macro_average_precision: float | None
-    macro_roc_auc_deviation: float | None
-    macro_average_precision_deviation: float | None
+    macro_roc_auc_deviation: Deviation | None
+    macro_average_precision_deviation: Deviation | None
 
 
 def rank(score_counts: np.ndarray, sample: ScoreSample) -> Ranked:
@@ -134,10 +142,21 @@ def rank(score_counts: np.ndarray, sample: ScoreSample) -> Ranked:
     num_known = int(np.isfinite(figures[0]).sum())
     num_examples = int(score_counts[:, 0].sum())
     means = [float(np.nanmean(values)) for values in figures] if num_known else [None, None]
-    deviations: list[float | None] = [None, None]
+    deviations: list[Deviation | None] = [None, None]
     if num_known and len(sample) == min(SAMPLE_SIZE, num_examples):
-        deviations = [float(np.sqrt(num_examples) * np.std(each) / num_known) for each in moved]
+        deviations = [_deviation(each / num_known, num_examples) for each in moved]
     return Ranked(figures[0], figures[1], means[0], means[1], deviations[0], deviations[1])
+
+
+def _deviation(moved: np.ndarray, num_examples: int) -> Deviation | None:
+    squares = (moved - moved.mean()) ** 2
+    variance = squares.mean()
+    if not variance > 0:
+        return None
+    # The variance of an estimated variance is (kurtosis - 1) / n of its square; that of chi squared is 2 / degrees.
+    kurtosis = (squares**2).mean() / variance**2
+    degrees = 2 * len(moved) / (kurtosis - 1) if kurtosis > 1 else np.inf
+    return Deviation(float(np.sqrt(num_examples * variance)), float(degrees))
 
 
 def _figures(counts: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:
