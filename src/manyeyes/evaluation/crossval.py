@@ -20,6 +20,8 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
+
 import manyeyes
 from manyeyes import config, storage
 from manyeyes.data.dataset import Dataset
@@ -40,6 +42,8 @@ FORMAT_VERSION = 1
 RESULT = "crossval.json"
 PLAN = "plan.json"
 FOLD = "fold.json"
+# So that rows of all files can be numbered.
+_MAX_ROWS_OF_FILE = 1 << 32
 # Of a fold's evaluation: what mean, spread and interval are made of.
 FIGURES = ("accuracy", "balanced_accuracy", "macro_f1", "log_loss")
 
@@ -348,9 +352,9 @@ def _move_predictions(task: _Task, directory: str) -> None:
 def _pool(engine: Engine, out: str, data: Dataset, num_examples: int, confidence: float) -> Summary:
     directory = held_out_predictions(out)
     names = sorted(storage.list_files(directory, ".parquet"))
-    uris = [storage.join(directory, name) for name in names]
+    files = list(enumerate(storage.join(directory, name) for name in names))
     add = functools.partial(_sums_of, len(data.class_names))
-    sums = engine.map_reduce(add, ClassificationSums.__add__, uris)
+    sums = engine.map_reduce(add, ClassificationSums.__add__, files)
     if sums is None or sums.num_examples != num_examples:
         raise EngineError(
             f"{0 if sums is None else sums.num_examples} of {num_examples} examples have a prediction in {directory}. "
@@ -359,10 +363,14 @@ def _pool(engine: Engine, out: str, data: Dataset, num_examples: int, confidence
     return summarize(sums, data.class_names, confidence)
 
 
-def _sums_of(num_classes: int, uri: str) -> ClassificationSums:
+def _sums_of(num_classes: int, file: tuple[int, str]) -> ClassificationSums:
+    number, uri = file
     sums = ClassificationSums.zero(num_classes)
+    first = number * _MAX_ROWS_OF_FILE
     for found in predictions.read_file(uri):
-        sums += ClassificationSums.from_logits(found.logits, found.labels)
+        indices = np.arange(first, first + len(found))
+        sums += ClassificationSums.from_logits(found.logits, found.labels, example_indices=indices)
+        first += len(found)
     return sums
 
 
