@@ -37,9 +37,18 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.mark.slow
 def test_the_wheel_works_in_a_clean_environment(wheel: Path, tmp_path: Path) -> None:
     names = zipfile.ZipFile(wheel).namelist()
-    page = {path.name for path in (PROJECT / "src/manyeyes/serving/page").iterdir() if path.is_file()}
-    assert {"index.html", "style.css", "common.js"} <= page
-    assert {"manyeyes/py.typed", *(f"manyeyes/serving/page/{name}" for name in page)} <= set(names)
+    page = {
+        f"manyeyes/{folder}/{path.name}"
+        for folder in ("serving/page", "report/page")
+        for path in (PROJECT / "src/manyeyes" / folder).iterdir()
+        if path.is_file()
+    }
+    assert {
+        "manyeyes/serving/page/style.css",
+        "manyeyes/serving/page/base.css",
+        "manyeyes/report/page/matrix.js",
+    } <= page
+    assert {"manyeyes/py.typed", *page} <= set(names)
     assert {name.split("/")[0] for name in names} == {
         "manyeyes",
         wheel.name.removesuffix("-py3-none-any.whl") + ".dist-info",
