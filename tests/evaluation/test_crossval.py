@@ -7,10 +7,12 @@ import json
 from pathlib import Path
 from typing import Any
 
+import cv2
 import numpy as np
 import pytest
 
 from manyeyes.data.dataset import Dataset
+from manyeyes.data.ingest import IngestSettings, ingest
 from manyeyes.engines.registry import create_engine
 from manyeyes.errors import EngineError, UsageError
 from manyeyes.evaluation import crossval as module
@@ -145,6 +147,33 @@ def test_other_folds_are_not_compared(result: CrossvalResult, tmp_path: Path) ->
     (other / "crossval.json").write_text(json.dumps(content))
     with pytest.raises(UsageError, match="it has other folds"):
         compare(result.out, str(other))
+
+
+def test_near_duplicates_and_groups_are_never_divided(tmp_path: Path) -> None:
+    """Twelve pictures, each in two qualities; two of them are of one group."""
+    draw = np.random.default_rng(0)
+    rows = ["path,label,group"]
+    for index in range(12):
+        photo = cv2.resize(draw.integers(0, 256, (9, 9, 3), np.uint8), (96, 96), interpolation=cv2.INTER_CUBIC)
+        for version, quality in enumerate((95, 60)):
+            name = f"{index}-{version}.jpg"
+            cv2.imwrite(str(tmp_path / name), photo, [cv2.IMWRITE_JPEG_QUALITY, quality])
+            rows.append(f"{name},{'ab'[index % 2]},{'pair' if index in (3, 4) else ''}")
+    (tmp_path / "table.csv").write_text("\n".join(rows) + "\n")
+    dataset = str(tmp_path / "dataset")
+    engine = create_engine("inline")
+    ingest(str(tmp_path / "table.csv"), dataset, settings=IngestSettings(val=0, test=0, size=(96, 96)), engine=engine)
+    data = Dataset(dataset)
+    folds = divide(data, FoldSettings(folds=4, splits=("train",), val=0.25), engine)
+    paths = [path for shard in folds.shards for rows in data.rows(shard) for path in rows.paths]
+    for repeat_and_fold in ((0, 0), (0, 1)):
+        splits = dict(zip(paths, folds.splits_of(*repeat_and_fold).tolist(), strict=True))
+        for index in range(12):
+            assert splits[f"{index}-0.jpg"] == splits[f"{index}-1.jpg"]
+        assert splits["3-0.jpg"] == splits["4-0.jpg"]
+    without = divide(data, FoldSettings(folds=4, splits=("train",), duplicates=False), engine)
+    fold_of = dict(zip(paths, without.assignments[0].tolist(), strict=True))
+    assert any(fold_of[f"{index}-0.jpg"] != fold_of[f"{index}-1.jpg"] for index in range(12))
 
 
 def test_divisions_of_repeats_differ_and_depend_on_nothing_but_the_seed(small_dataset: str) -> None:

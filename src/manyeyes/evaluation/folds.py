@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import hashlib
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -118,19 +117,10 @@ def divide(dataset: Dataset, settings: FoldSettings, engine: Engine) -> Folds:
     found = engine.map(functools.partial(_read_labels, dataset), shards)
     labels = np.concatenate([labels for labels, _ in found])
     groups = [group for _, of_shard in found for group in of_shard]
-    clusters = _clusters(dataset, shards, engine) if settings.duplicates else None
+    clusters = find_duplicates(dataset, engine, shards=shards).clusters if settings.duplicates else None
     units = merge_units(groups, clusters, len(labels))
     assignments = [kfold(labels, None, settings.folds, settings.seed + i, units) for i in range(settings.repeats)]
     return Folds(settings, shards, labels, units, np.stack(assignments))
-
-
-def _clusters(dataset: Dataset, shards: Sequence[ShardInfo], engine: Engine) -> np.ndarray:
-    """The cluster of near-duplicates of each row of the shards, -1 where it has none."""
-    of_all = find_duplicates(dataset, engine).clusters
-    starts = np.cumsum([0, *(shard.num_rows for shard in dataset.manifest.shards)])
-    start_of = {(shard.split, shard.name): start for shard, start in zip(dataset.manifest.shards, starts, strict=False)}
-    firsts = [(start_of[shard.split, shard.name], shard.num_rows) for shard in shards]
-    return np.concatenate([of_all[first : first + num_rows] for first, num_rows in firsts])
 
 
 def _read_labels(dataset: Dataset, shard: ShardInfo) -> tuple[np.ndarray, list[str | None]]:
