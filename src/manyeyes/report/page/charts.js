@@ -21,7 +21,7 @@ function responsive(draw, className = "chart") {
 function ticksOf(low, high, wanted = 4) {
   if (!(high > low)) return [low];
   const raw = (high - low) / wanted, power = 10 ** Math.floor(Math.log10(raw));
-  const step = power * [1, 2, 5, 10].find(factor => factor * power >= raw * 0.999);
+  const step = power * [1, 2, 5, 10].find(factor => factor * power >= raw * 0.7);
   const ticks = [];
   for (let i = Math.ceil(low / step - 1e-9); i * step <= high + step * 1e-9; i++) ticks.push(+(i * step).toPrecision(12));
   return ticks;
@@ -107,7 +107,7 @@ function intervalChart({label, rows, text, width: nameShare = 0.3, zero = false}
     const left = rows.some(row => row.name) ? Math.min(190, Math.round(width * nameShare)) : 8, right = 12, step = 34, height = step * rows.length + 26;
     const px = value => left + (value - low) / (high - low) * (width - left - right);
     const svg = drawn("svg", {viewBox: `0 0 ${width} ${height}`, width, height, role: "img", "aria-label": label});
-    for (const tick of ticksOf(low, high, Math.max(2, (width - left) / 90))) {
+    for (const tick of ticksOf(low, high, Math.max(3, (width - left) / 90))) {
       svg.append(line(px(tick), 4, px(tick), height - 22, "grid"), textAt(px(tick), height - 6, text(tick, true), {"text-anchor": "middle"}));
     }
     if (zero) svg.append(line(px(0), 4, px(0), height - 22, "base"));

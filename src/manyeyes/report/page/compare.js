@@ -2,7 +2,8 @@
 "use strict";
 
 const HOW = {folds: "paired on the same folds", examples: "paired by examples where a p value or “paired” says so", unpaired: "unpaired"};
-const signed = (figure, value) => (value > 0 ? "+" : "") + valueText(figure, value);
+const signed = (figure, value) => (value > 0 ? "+" : "") + valueText(figure, value).replace("-", "−");
+const signedBounds = (figure, {low, high}) => low === null ? "" : `${signed(figure, low).replace(NBSP + "%", "")} to ${signed(figure, high)}`;
 
 function showComparison() {
   const {entries, against, class_names: names} = report, first = entries[0];
@@ -28,7 +29,7 @@ function showComparison() {
       const figure = figures.find(candidate => candidate.name === each.name);
       const isClear = each.low !== null && (each.low > 0 || each.high < 0), isBetter = (each.value > 0) === figure.is_better_higher;
       return [figure.title, make("b", {className: isClear ? (isBetter ? "right" : "wrong") : "", textContent: signed(figure, each.value)}),
-        make("span", {textContent: each.low === null ? "" : `${signed(figure, each.low)} to ${signed(figure, each.high)}`, title: each.method}), each.p_value === null ? "" : each.p_value < 0.001 ? "< 0.001" : each.p_value.toFixed(3)];
+        make("span", {textContent: signedBounds(figure, each), title: each.method}), each.p_value === null ? "" : each.p_value < 0.001 ? "< 0.001" : each.p_value.toFixed(3)];
     });
     const shares = other.differences.filter(each => each.low !== null && figures.find(figure => figure.name === each.name).form === "share");
     const counts = other.mcnemar;
@@ -47,7 +48,7 @@ function showComparison() {
     ...entries.map(entry => ({title: `F1, ${entry.name}`, narrow: true, value: label => entry.f1[label], cell: label => percent(entry.f1[label])})),
     ...entries.slice(1).map(entry => {
       const difference = label => entry.f1[label] === null || first.f1[label] === null ? null : entry.f1[label] - first.f1[label];
-      return {title: `${entry.name} less ${first.name}`, narrow: entries.length === 2, value: difference, cell: label => difference(label) === null ? NONE : (difference(label) > 0 ? "+" : "") + percent(difference(label))};
+      return {title: `${entry.name} less ${first.name}`, narrow: entries.length === 2, value: difference, cell: label => difference(label) === null ? NONE : (difference(label) > 0 ? "+" : "") + percent(difference(label)).replace("-", "−")};
     })];
   section("classes", "Classes", sortableTable({id: "classes-table", label: "F1 of every class", columns, noun: "class", searched: label => names[label], rows: names.map((_, label) => label)}));
 }
