@@ -6,6 +6,8 @@ import dataclasses
 import os
 import shutil
 import signal
+import socket
+import struct
 import threading
 import time
 from collections import Counter
@@ -13,6 +15,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import cv2
 import httpx
 import numpy as np
 import pytest
@@ -31,7 +34,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory, evaluated_bundle: str) -> P
 
 @pytest.fixture(scope="module")
 def pooled(start_server: Callable[..., Any], folder: Path) -> Any:
-    return start_server("--workers", "2", "--poll", "0.2", models=folder)
+    return start_server("--workers", "2", "--threads", "1", "--poll", "0.2", models=folder)
 
 
 @pytest.fixture
@@ -45,8 +48,10 @@ def _children(pid: int) -> list[int]:
 
 
 def _metric(client: httpx.Client, name: str) -> float:
-    lines = [line for line in client.get("/metrics").text.splitlines() if line.startswith(f"{name} ")]
-    return float(lines[0].rpartition(" ")[2]) if lines else 0.0
+    found = (f"{name} ", f"{name}{{")
+    return sum(
+        float(line.rpartition(" ")[2]) for line in client.get("/metrics").text.splitlines() if line.startswith(found)
+    )
 
 
 def test_workers_tell_the_figures_of_the_models_evaluation(client: httpx.Client, evaluated_bundle: str) -> None:
@@ -77,6 +82,22 @@ def test_workers_answer_as_one_process_does(
     np.testing.assert_allclose(outputs[0]["data"], predictor.logits(pixels).reshape(-1), rtol=1e-4, atol=1e-4)
     saliency = client.post("/v1/saliency?label=1", content=images[".png"]).json()
     assert np.shape(saliency["saliency"]) == (24, 20)
+
+
+def test_workers_are_not_given_the_large_images_of_clients_that_have_left(
+    client: httpx.Client, pooled: Any, images: dict[str, bytes]
+) -> None:
+    large = cv2.imencode(".png", np.zeros((7000, 7000), np.uint8))[1].tobytes()
+    before = _metric(client, "manyeyes_images_total")
+    request = b"POST /v1/recognize HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n%s" % (len(large), large)
+    connections = [pooled.connect() for _ in range(8)]
+    for connection in connections:
+        connection.sendall(request)
+    for connection in connections:
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        connection.close()
+    assert client.post("/v1/recognize", content=images[".png"]).status_code == 200
+    assert _metric(client, "manyeyes_images_total") - before - 1 < 8
 
 
 def test_killing_a_worker_under_load_fails_only_what_it_worked_on_and_nothing_hangs(

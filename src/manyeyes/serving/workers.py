@@ -13,6 +13,7 @@ from collections.abc import Callable, Coroutine, Mapping
 from typing import Any
 
 from manyeyes import config
+from manyeyes.engines.base import available_cores
 from manyeyes.errors import BundleError, EngineError
 from manyeyes.serving import frames
 from manyeyes.serving.folder import read_bundle
@@ -34,6 +35,8 @@ _PATIENCE_SECONDS = 5.0
 _LOAD_SECONDS = 600.0
 _END_SECONDS = 1.0
 _MAX_NUMBER = 2**32
+# It takes long to decode so many, beside which a frame to a worker costs nothing.
+_MANY_PIXELS = 4_000_000
 
 
 class RemoteModel:
@@ -89,6 +92,7 @@ class WorkerPool:
     ) -> None:
         self.deliver = deliver
         self._settings = settings
+        self._num_threads = settings.num_threads or max(1, available_cores() // settings.num_workers)
         self._metrics = counters
         # Those that have loaded every model, and all.
         self._workers: list[WorkerProcess] = []
@@ -166,8 +170,12 @@ class WorkerPool:
         while self._waiting:
             worker = min(self._workers, key=lambda each: len(each.jobs), default=None)
             model, job = self._waiting[0]
-            # A batch in work and one to go on with; what is given to a worker is lost with it.
-            if worker is None or len(worker.jobs) >= 2 * model.card.max_batch_size:
+            # A batch in work and one to go on with; what is given to a worker is lost with it. Of large images one for
+            # each thread and one to go on with, because what has been given is done, also for who has left.
+            most = model.card.max_batch_size
+            if job.num_pixels > _MANY_PIXELS:
+                most = min(most, self._num_threads)
+            if worker is None or len(worker.jobs) >= 2 * most:
                 return
             self._waiting.popleft()
             model.num_waiting -= 1
