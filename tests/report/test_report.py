@@ -105,6 +105,16 @@ def test_what_is_gone_is_said_and_the_rest_is_reported(evaluated_run: Path, eval
     assert report.metrics is not None
 
 
+def test_damaged_lines_of_a_journal_are_left_out_and_counted(evaluated_run: Path) -> None:
+    journal = evaluated_run / "metrics.jsonl"
+    journal.write_text(
+        '{"kind": "epoch", "loss": }\n{"kind": "epoch", "epoch": 2, "loss": NaN}\n' + journal.read_text()
+    )
+    report = gather(open_subject(str(evaluated_run)), explain_seconds=0)
+    assert [epoch["loss"] for epoch in report.curves[0].epochs] == [None, 0.5]
+    assert [notice for notice in report.notices if "has 1 line that can't be read" in notice]
+
+
 def test_figures_of_other_weights_than_the_runs_are_doubted(evaluated_run: Path) -> None:
     path = evaluated_run / "evaluation" / "test" / "evaluation.json"
     path.write_text(path.read_text().replace(json.loads(path.read_text())["model_fingerprint"], "0" * 16))

@@ -20,6 +20,7 @@ from manyeyes.report.page import render
 from manyeyes.report.pictures import SALIENCY_SECONDS, Pictures
 from manyeyes.report.provenance import Facts, machine, provenance_of, settings_of
 from manyeyes.report.subject import Subject, load_evaluation, open_subject, read_metrics
+from manyeyes.training.run import METRICS_NAME
 
 REPORT_NAME = "report.html"
 CARD_NAME = "model_card.md"
@@ -149,13 +150,14 @@ def gather(
     tell("Drawing examples, and finding the pixels that decided" if explain_seconds else "Drawing examples")
     drawn = _draw(subject, explain_seconds)
     notices += drawn.notices
+    curves = tuple(_curves(subject, notices))
     return Report(
         subject=subject,
         class_names=class_names,
         metrics=metrics,
         figures=figures_of(metrics) if metrics is not None else (),
         fold_figures=fold_figures_of(subject.crossval) if subject.crossval is not None else (),
-        curves=tuple(_curves(subject)),
+        curves=curves,
         pictures=drawn,
         balance=balance,
         provenance=provenance_of(subject),
@@ -199,7 +201,7 @@ def _draw(subject: Subject, explain_seconds: float) -> Pictures:
     return drawn.first(size)
 
 
-def _curves(subject: Subject) -> Iterator[Curve]:
+def _curves(subject: Subject, notices: list[str]) -> Iterator[Curve]:
     if subject.run is not None:
         runs = [("", subject.run.uri)]
     elif subject.crossval is not None:
@@ -213,7 +215,10 @@ def _curves(subject: Subject) -> Iterator[Curve]:
     else:
         runs = []
     for name, uri in runs:
-        lines = read_metrics(uri)
+        lines, num_damaged = read_metrics(uri)
+        if num_damaged:
+            lines_told = "1 line" if num_damaged == 1 else f"{num_damaged} lines"
+            notices.append(f"{storage.join(uri, METRICS_NAME)} has {lines_told} that can't be read.")
         epochs = tuple(line for line in lines if line.get("kind") == "epoch")
         steps = [line for line in lines if line.get("kind") == "step"]
         if epochs or steps:

@@ -111,14 +111,21 @@ def load_evaluation(directory: str) -> EvaluationResult:
     return dataclasses.replace(found, metrics=dataclasses.replace(found.metrics, confusion_matrix=rows))
 
 
-def read_metrics(run_uri: str) -> list[dict[str, Any]]:
-    """The lines of a run's metrics.jsonl; none if there is no such file."""
+def read_metrics(run_uri: str) -> tuple[list[dict[str, Any]], int]:
+    """The lines of a run's metrics.jsonl, none if there is no such file; and how many more can't be read."""
     uri = storage.join(run_uri, METRICS_NAME)
     if not storage.exists(uri):
-        return []
+        return [], 0
     lines = storage.read_bytes(uri).decode("utf-8", "replace").splitlines()
+    found, num_damaged = [], 0
+    for line in lines:
+        try:
+            found.append(json.loads(line, parse_constant=lambda name: None))
+        except ValueError:
+            num_damaged += 1
     # A killed training may have left half a line at the end.
-    return [json.loads(line) for line in lines if line.startswith("{") and line.endswith("}")]
+    ends_within = bool(lines) and not lines[-1].endswith("}")
+    return [line for line in found if isinstance(line, dict)], num_damaged - ends_within
 
 
 def _open_run(uri: str, split: str | None) -> Subject:
