@@ -14,7 +14,12 @@ from hypothesis import strategies as st
 from manyeyes.data.dataset import Dataset
 from manyeyes.data.pipeline import InputPipeline
 from manyeyes.data.view import ViewRows, write_view
+from manyeyes.engines.inline import InlineEngine
 from manyeyes.errors import DatasetError
+from manyeyes.evaluation.evaluate import evaluate
+from manyeyes.evaluation.folds import FoldSettings, divide
+from manyeyes.report.pictures import draw as draw_pictures
+from manyeyes.report.thumbnails import data_uri
 
 
 def _labels(dataset: Dataset, shard: object) -> np.ndarray:
@@ -23,6 +28,11 @@ def _labels(dataset: Dataset, shard: object) -> np.ndarray:
 
 def _paths(dataset: Dataset, split: str) -> list[str]:
     return [path for shard in dataset.split(split).shards for rows in dataset.rows(shard) for path in rows.paths]
+
+
+def _number(path: str) -> int:
+    """Of the image in its file; the small dataset's label is its rest by 3."""
+    return int(Path(path).stem)
 
 
 def _write(dataset: Dataset, out: str, split_of: dict[str, str]) -> Dataset:
@@ -78,6 +88,89 @@ def test_a_view_of_a_view_reads_the_dataset_itself(small_dataset: str, tmp_path:
     assert second.manifest.view_of == str(small_dataset)
     shutil.rmtree(tmp_path / "first")
     assert _paths(second, "val") == paths[20:30]
+
+
+@pytest.fixture(scope="module")
+def images_of(small_dataset: str) -> dict[str, np.ndarray]:
+    """Path -> image, of all examples of the dataset."""
+    dataset = Dataset(small_dataset)
+    groups = [rows for shard in dataset.manifest.shards for rows in dataset.rows(shard)]
+    return {path: image for rows in groups for path, image in zip(rows.paths, rows.images, strict=True)}
+
+
+@pytest.fixture(scope="module")
+def moved(small_dataset: str, tmp_path_factory: pytest.TempPathFactory) -> Dataset:
+    """A view that has moved a third of train to val, and of val to train, as mending does."""
+    dataset = Dataset(small_dataset)
+    train, val = _paths(dataset, "train"), _paths(dataset, "val")
+    split_of = dict.fromkeys(train, "train") | dict.fromkeys(val, "val")
+    split_of |= dict.fromkeys(train[1::3], "val") | dict.fromkeys(val[1::3], "train")
+    return _write(dataset, str(tmp_path_factory.mktemp("moved") / "view"), split_of)
+
+
+@settings(max_examples=20, deadline=None, suppress_health_check=list(HealthCheck))
+@given(seed=st.integers(0, 10_000))
+def test_a_view_of_a_view_that_moved_rows_has_each_row_where_it_was_put_and_each_file_once_a_split(
+    moved: Dataset, tmp_path_factory: pytest.TempPathFactory, seed: int
+) -> None:
+    draw = np.random.default_rng(seed)
+    every_path = _paths(moved, "train") + _paths(moved, "val")
+    split_of = {path: str(draw.choice(["", "train", "test"])) for path in every_path}
+    view = _write(moved, str(tmp_path_factory.mktemp("view")), split_of)
+    assert view.manifest.balances
+    for name in ("train", "test"):
+        paths = [path for path in every_path if split_of[path] == name]
+        # In the order of the files, as if it were a view of the dataset itself.
+        assert _paths(view, name) == sorted(paths, key=lambda path: (path.split("/")[0], _number(path)))
+        labels = np.concatenate([_labels(view, shard) for shard in view.split(name).shards])
+        assert np.bincount(labels, minlength=3).tolist() == view.manifest.counts.written[name]
+        assert len({shard.name for shard in view.split(name).shards}) == len(view.split(name).shards)
+
+
+def test_a_row_that_would_be_in_a_split_twice_is_refused(small_dataset: str, tmp_path: Path) -> None:
+    dataset = Dataset(small_dataset)
+    shard = dataset.split("val").shards[0]
+    rows = ViewRows(shard, _labels(dataset, shard), np.full(shard.num_rows, "train"))
+    with pytest.raises(ValueError, match=r"val-00000\.parquet twice in train"):
+        write_view(dataset, str(tmp_path / "view"), [rows, rows])
+
+
+def test_a_dataset_that_lists_a_file_twice_in_a_split_is_refused(moved: Dataset, tmp_path: Path) -> None:
+    manifest = json.loads(Path(moved.uri, "manifest.json").read_text())
+    for shard in manifest["shards"]:
+        shard["split"] = "train"
+    (tmp_path / "manifest.json").write_text(json.dumps(manifest))
+    with pytest.raises(DatasetError, match=r"train-00000\.parquet twice in train\. Make the view again"):
+        Dataset(str(tmp_path))
+
+
+def test_folds_of_a_mended_dataset_train_on_and_show_the_images_that_they_name(
+    moved: Dataset, images_of: dict[str, np.ndarray], small_run: str, tmp_path: Path
+) -> None:
+    folds = divide(moved, FoldSettings(folds=2, duplicates=False, val=0), InlineEngine())
+    held_out: list[str] = []
+    for fold in range(2):
+        uri = str(tmp_path / f"fold-{fold}")
+        folds.write_view(moved, uri, 0, fold)
+        view = Dataset(uri)
+        trained = [
+            (image.tobytes(), label)
+            for batch in InputPipeline(view, "train", global_batch_size=16).batches(0)
+            for image, label in zip(batch.images, batch.labels.tolist(), strict=True)
+        ]
+        expected = [(images_of[path].tobytes(), _number(path) % 3) for path in _paths(view, "train")]
+        assert sorted(trained) == sorted(expected)
+        result = evaluate(small_run, uri, engine=InlineEngine(), out=str(tmp_path / f"out-{fold}"))
+        notable = result.notable
+        assert len(notable.uncertain) == 24
+        shown = draw_pictures(
+            uri, view.manifest.fingerprint, "test", "no model", "", notable.mistakes, notable.uncertain
+        )
+        pictures = (*shown.mistakes, *shown.uncertain)
+        assert len(pictures) == len(notable.mistakes) + 24
+        assert all(picture.image == data_uri(images_of[picture.example.path]) for picture in pictures)
+        held_out += _paths(view, "test")
+    assert sorted(held_out) == sorted(_paths(moved, "train") + _paths(moved, "val"))
 
 
 def test_a_view_whose_dataset_was_changed_is_refused(small_dataset: str, tmp_path: Path) -> None:

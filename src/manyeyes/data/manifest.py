@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import hashlib
+from collections import Counter
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -24,7 +25,7 @@ Encoding = Literal["jpeg", "raw"]
 
 @dataclass(frozen=True)
 class ShardInfo:
-    """One Parquet file of a dataset: rows of one split, in row groups.
+    """One Parquet file of a dataset: rows of one split, in row groups. Split and name are its own in the dataset.
 
     Attributes:
         name: file name in `shards/` (or `quarantine/`).
@@ -181,4 +182,9 @@ class Manifest:
                 raise DatasetError(
                     f"{uri} lists {shard.name!r}, which is not a file of the dataset. Ingest again with --overwrite."
                 )
+        # A split and a file's name tell a row: whatever names rows builds on it.
+        counts = Counter((shard.split, shard.name) for shard in manifest.shards)
+        for split, name in (key for key, count in counts.items() if count > 1):
+            mend = "Ingest again with --overwrite." if manifest.view_of is None else "Make the view again."
+            raise DatasetError(f"{uri} lists {name} twice in {split}. {mend}")
         return manifest

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import base64
 import dataclasses
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -58,6 +59,9 @@ def write_view(
 ) -> Manifest:
     """Write the manifest of a view of `dataset` to the directory `out`.
 
+    Of each split a file is one shard: where rows come from several shards of one file (a view's parts of it), they are
+    joined, in the order of the file, so that a split and a file's name tell a row.
+
     Args:
         rows: of every shard that the view takes rows from; shards that are not named are no part of it.
         settings: what the choice depends on, to be kept in the manifest.
@@ -66,10 +70,10 @@ def write_view(
         The manifest; seen = written + skipped, over the rows of the named shards.
 
     Raises:
-        ValueError: arrays that don't fit their shard.
+        ValueError: arrays that don't fit their shard, or a row that would be in a split twice.
     """
     tally = _Tally(len(dataset.class_names))
-    shards: list[ShardInfo] = []
+    taken: dict[tuple[str, str], list[tuple[ShardInfo, np.ndarray]]] = defaultdict(list)
     for each in rows:
         if not len(each.labels) == len(each.splits) == each.shard.num_rows:
             raise ValueError(
@@ -77,7 +81,8 @@ def write_view(
                 f"{len(each.splits)} splits."
             )
         tally.add(each)
-        shards += [_part(each.shard, split, each.splits == split) for split in _names(each.splits)]
+        for split in _names(each.splits):
+            taken[split, each.shard.name].append((each.shard, each.shard.file_rows()[each.splits == split]))
     of = dataset.manifest
     manifest = Manifest(
         class_names=of.class_names,
@@ -89,7 +94,7 @@ def write_view(
         counts=Counts(
             skipped=tally.skipped, written={split: counts.tolist() for split, counts in sorted(tally.written.items())}
         ),
-        shards=tuple(sorted(shards, key=lambda shard: (shard.split, shard.name))),
+        shards=tuple(_joined(split, taken[split, name]) for split, name in sorted(taken)),
         source={"kind": "view", "uri": storage.absolute(dataset.uri), "fingerprint": of.fingerprint},
         settings=dict(settings or {}),
         view_of=of.view_of or storage.absolute(dataset.uri),
@@ -103,12 +108,15 @@ def _names(splits: np.ndarray) -> list[str]:
     return [str(name) for name in np.unique(splits) if name]
 
 
-def _part(shard: ShardInfo, split: str, taken: np.ndarray) -> ShardInfo:
-    """The rows of a shard (or of a view's part of it) for which `taken` is true."""
+def _joined(split: str, parts: Sequence[tuple[ShardInfo, np.ndarray]]) -> ShardInfo:
+    """One shard of all that a split takes of a file: (the file's shard or a part of it, rows of the file)."""
+    shard = parts[0][0]
     in_file = shard.row_group_rows if shard.rows is None else shard.file_row_group_rows
-    rows = shard.file_rows()[taken]
+    rows = np.concatenate([rows for _, rows in parts])
     bits = np.zeros(sum(in_file), np.uint8)
     bits[rows] = 1
+    if bits.sum() < len(rows):
+        raise ValueError(f"There are rows of {shard.name} twice in {split}.")
     stops = np.cumsum(in_file)
     counts = np.bincount(np.searchsorted(stops, rows, side="right"), minlength=len(in_file))
     return dataclasses.replace(
