@@ -171,6 +171,64 @@ def test_a_lost_task_is_noticed(small_run, small_dataset, monkeypatch, tmp_path)
         evaluate(small_run, small_dataset, engine=ForgetfulEngine(), out=str(tmp_path))
 
 
+def contents(directory: Path) -> dict[str, bytes]:
+    return {str(file.relative_to(directory)): file.read_bytes() for file in directory.rglob("*") if file.is_file()}
+
+
+@pytest.mark.parametrize("with_predictions", [False, True])
+@pytest.mark.parametrize(
+    ("files", "message"),
+    [
+        (
+            ["crossval.json", "plan.json", "predictions/repeat-0/fold-000-part-00000.parquet"],
+            "holds a cross-validation",
+        ),
+        (["plan.json"], "holds an unfinished job"),
+        (["tune.json"], "holds a search"),
+        (["predictions/part-00000.parquet"], r"has predictions, but no evaluation\.json"),
+        (["confusion_matrix.png"], r"has confusion_matrix\.png, but no evaluation\.json"),
+        (["evaluation.json"], r"evaluation\.json was not written by evaluate"),
+    ],
+)
+def test_what_evaluate_did_not_make_is_never_touched(
+    small_bundle, small_dataset, tmp_path, files, message, with_predictions
+):
+    for name in files:
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text("{}")
+    before = contents(tmp_path)
+    with pytest.raises(UsageError, match=message):
+        evaluate(small_bundle, small_dataset, out=str(tmp_path), predictions=with_predictions, engine=InlineEngine())
+    assert contents(tmp_path) == before
+
+
+def test_an_earlier_evaluation_is_replaced_only_when_the_new_one_is_there(
+    small_bundle, small_dataset, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(tasks, "TASK_EXAMPLES", 1)
+
+    def run(engine: InlineEngine, predictions: bool) -> None:
+        evaluate(small_bundle, small_dataset, out=str(tmp_path), predictions=predictions, engine=engine)
+
+    run(InlineEngine(), predictions=True)
+    before = contents(tmp_path)
+    assert "predictions/part-00001.parquet" in before
+    for predictions in (True, False):
+        with pytest.raises(EngineError, match="lost or repeated"):
+            run(ForgetfulEngine(), predictions)
+        assert contents(tmp_path) == before
+    run(InlineEngine(), predictions=True)
+    assert contents(tmp_path) == before
+    note = tmp_path / "predictions" / "notes.txt"
+    note.write_text("mine")
+    with pytest.raises(UsageError, match=r"predictions has 'notes\.txt', which evaluate did not write"):
+        run(InlineEngine(), predictions=False)
+    assert note.read_text() == "mine"
+    note.unlink()
+    run(InlineEngine(), predictions=False)
+    assert not (tmp_path / "predictions").exists(), "they would not fit other numbers"
+
+
 def copy_with_classes(dataset: str, target: Path, *class_names: str) -> str:
     shutil.copytree(dataset, target)
     manifest = json.loads((target / "manifest.json").read_text())

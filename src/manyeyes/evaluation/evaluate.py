@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
+import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
@@ -29,6 +31,9 @@ FORMAT_VERSION = 1
 RESULT_NAME = "evaluation.json"
 CONFUSION_MATRIX_NAME = "confusion_matrix.png"
 LEARNING_CURVES_NAME = "learning_curves.png"
+# Files of cross-validations and searches, whose directories also have predictions/ and more.
+_OF_OTHERS = {"crossval.json": "a cross-validation", "tune.json": "a search", "plan.json": "an unfinished job"}
+_PART = re.compile(r"part-\d{5,}\.parquet")
 
 
 @dataclass(frozen=True)
@@ -91,7 +96,8 @@ def evaluate(
         batch_size: images that the model takes at once.
         confidence: of the intervals.
         out: directory to write evaluation.json and the pictures to; default: RUN/evaluation/SPLIT/ for a run, nothing
-            is written for a bundle.
+            is written for a bundle. An earlier evaluation there is replaced when the new one is done, with its
+            predictions, which would not fit the new numbers; of anything else nothing is touched.
         predictions: also keep what the model says of every example, in `out`/predictions/ (see
             predictions.read_predictions).
         cost_matrix: URI of a CSV file, see costs.read_cost_matrix; the mean cost of an example is then computed too.
@@ -102,7 +108,8 @@ def evaluate(
         All metrics, and the URIs of what was written.
 
     Raises:
-        UsageError: there is neither a run nor a bundle, an argument is out of range, or `out` can't be written.
+        UsageError: there is neither a run nor a bundle, an argument is out of range, or `out` can't be written or
+            holds what is no evaluation.
         DatasetError: the dataset is missing or damaged, has no such split, or has other classes or image sizes.
         CheckpointError, BundleError: the model is damaged.
         MissingExtraError: a library that the model needs is not installed.
@@ -125,38 +132,35 @@ def evaluate(
     if out is not None:
         out = storage.absolute(out)
         storage.check_writable(out)
+        _require_place(out)
     elif predictions:
         raise UsageError("Predictions of a bundle need a directory to be kept in. Give one by --out.")
-    kept = storage.join(out, DIRECTORY_NAME) if out is not None else None
-    if kept is not None:
-        # Those of an earlier evaluation would not fit the new numbers.
-        storage.remove(kept, recursive=True)
     left = remaining_preprocessing(recogniser.preprocessing, data.preprocessing)
-    job = Job(recogniser, data, left, batch_size, num_notable, kept if predictions else None)
     if engine is None:
         engine = create_engine("inline" if recogniser.kind == "run" else "local")
-
-    parts = _handed_out(cut(chosen), chosen.num_examples, on_progress)
-    found = engine.map_reduce(functools.partial(evaluate_part, job), Findings.__add__, parts)
-    num_evaluated = found.sums.num_examples if found else 0
-    if found is None or num_evaluated != chosen.num_examples:
-        raise EngineError(
-            f"{num_evaluated} examples were evaluated, but the split {split!r} has {chosen.num_examples}. "
-            f"The engine {engine.name} lost or repeated a task; please report this."
+    with _aside(out if predictions else None) as kept:
+        job = Job(recogniser, data, left, batch_size, num_notable, kept)
+        parts = _handed_out(cut(chosen), chosen.num_examples, on_progress)
+        found = engine.map_reduce(functools.partial(evaluate_part, job), Findings.__add__, parts)
+        num_evaluated = found.sums.num_examples if found else 0
+        if found is None or num_evaluated != chosen.num_examples:
+            raise EngineError(
+                f"{num_evaluated} examples were evaluated, but the split {split!r} has {chosen.num_examples}. "
+                f"The engine {engine.name} lost or repeated a task; please report this."
+            )
+        result = EvaluationResult(
+            model=recogniser.uri,
+            model_kind=recogniser.kind,
+            model_name=recogniser.name,
+            model_fingerprint=recogniser.fingerprint,
+            dataset=data.uri,
+            dataset_fingerprint=data.manifest.fingerprint,
+            split=split,
+            class_names=data.class_names,
+            metrics=summarize(found.sums, data.class_names, confidence, costs),
+            notable=found.notable,
         )
-    result = EvaluationResult(
-        model=recogniser.uri,
-        model_kind=recogniser.kind,
-        model_name=recogniser.name,
-        model_fingerprint=recogniser.fingerprint,
-        dataset=data.uri,
-        dataset_fingerprint=data.manifest.fingerprint,
-        split=split,
-        class_names=data.class_names,
-        metrics=summarize(found.sums, data.class_names, confidence, costs),
-        notable=found.notable,
-    )
-    return _write(result, out, job.predictions) if out is not None else result
+        return _write(result, out, kept) if out is not None else result
 
 
 def _handed_out(
@@ -209,13 +213,66 @@ def _listed(class_names: list[str], most: int = 5) -> str:
     return shown + (f" and {len(class_names) - most} more" if len(class_names) > most else "")
 
 
+def _require_place(out: str) -> None:
+    """Nothing is overwritten or removed but what an earlier evaluation wrote."""
+    try:
+        found = {item.name: item.is_directory for item in storage.iterate_directory(out)}
+    except FileNotFoundError:
+        return
+    mend = "Give another --out."
+    for name, what in _OF_OTHERS.items():
+        if name in found:
+            raise UsageError(f"{out} holds {what} ({name}). {mend}")
+    kept = storage.join(out, DIRECTORY_NAME)
+    if RESULT_NAME in found:
+        uri = storage.join(out, RESULT_NAME)
+        try:
+            values = storage.read_json(uri)
+        except ValueError:
+            values = None
+        if not isinstance(values, dict) or values.get("format") != FORMAT:
+            raise UsageError(f"{uri} was not written by evaluate. {mend}")
+        odd = [name for name in _names_in(kept) if not _PART.fullmatch(name)] if DIRECTORY_NAME in found else []
+        if odd:
+            raise UsageError(f"{kept} has {odd[0]!r}, which evaluate did not write. {mend}")
+        return
+    # evaluation.json is written before all others: without it they are of something else.
+    for name in (CONFUSION_MATRIX_NAME, LEARNING_CURVES_NAME, DIRECTORY_NAME):
+        if name in found and (not found[name] or _names_in(storage.join(out, name))):
+            raise UsageError(f"{out} has {name}, but no {RESULT_NAME}: it is of something else. {mend}")
+
+
+def _names_in(directory: str) -> list[str]:
+    return [item.name for item in storage.iterate_directory(directory) if storage.ASIDE_MARK not in item.name]
+
+
+@contextlib.contextmanager
+def _aside(out: str | None) -> Iterator[str | None]:
+    """A directory for predictions that are not whole yet; what is left in it goes. None without `out`."""
+    if out is None:
+        yield None
+        return
+    uri = storage.join(out, f"{storage.ASIDE_MARK}{DIRECTORY_NAME}")
+    # Of an evaluation that was killed.
+    storage.remove(uri, recursive=True)
+    try:
+        yield uri
+    finally:
+        storage.remove(uri, recursive=True)
+
+
 def _write(result: EvaluationResult, out: str, predictions: str | None) -> EvaluationResult:
     values = result.to_dict()
     del values["files"], values["notices"]
     files = [storage.join(out, RESULT_NAME)]
+    kept = storage.join(out, DIRECTORY_NAME)
+    _require_place(out)
+    # In this order predictions never lie beside the numbers of another evaluation, nor without any.
+    storage.remove(kept, recursive=True)
     storage.write_json(files[0], values)
     if predictions is not None:
-        files.append(predictions)
+        storage.rename(predictions, kept)
+        files.append(kept)
     notices = []
     metrics_uri = storage.join(result.model, METRICS_NAME)
     try:
