@@ -92,11 +92,11 @@ def test_all_metrics_equal_those_of_scikit_learn(examples):
     matrix = sklearn.metrics.confusion_matrix(labels, predicted, labels=every_label)
     assert np.array_equal(summary.confusion_matrix, matrix)
     for name in ("macro", "micro", "weighted"):
-        expected = sklearn.metrics.precision_recall_fscore_support(
-            labels, predicted, labels=every_label, average=name, zero_division=0
-        )
+        # By default scikit-learn averages over the classes that have an example or a prediction.
+        expected = sklearn.metrics.precision_recall_fscore_support(labels, predicted, average=name, zero_division=0)
         found = getattr(summary, name)
         assert (found.precision, found.recall, found.f1) == close(expected[:3])
+    assert summary.num_classes_left_out == num_classes - len(np.union1d(labels, predicted))
     by_class = sklearn.metrics.precision_recall_fscore_support(
         labels, predicted, labels=every_label, average=None, zero_division=np.nan
     )
@@ -310,14 +310,33 @@ def test_huge_losses_are_summed_exactly():
 
 def test_a_class_without_examples_and_a_class_that_is_never_predicted_are_said():
     logits = np.eye(3, dtype=np.float32)[[0, 0, 2]]
-    summary = summarize(ClassificationSums.from_logits(logits, np.array([0, 1, 0], np.int32)), ["a", "b", "c"])
-    a, b, c = summary.per_class
+    logits = np.pad(logits, ((0, 0), (0, 1)), constant_values=-1)
+    summary = summarize(ClassificationSums.from_logits(logits, np.array([0, 1, 0], np.int32)), ["a", "b", "c", "d"])
+    a, b, c, d = summary.per_class
     assert (a.precision, a.recall, a.support, a.num_predicted) == (0.5, 0.5, 2, 2)
     assert (b.precision, b.recall, b.f1) == (None, 0.0, 0.0)
     assert (c.precision, c.recall, c.f1) == (0.0, None, 0.0)
-    assert (summary.num_classes_without_support, summary.num_classes_never_predicted) == (1, 1)
+    assert (d.precision, d.recall, d.f1, d.support, d.num_predicted) == (None, None, None, 0, 0)
+    assert (summary.num_classes_without_support, summary.num_classes_never_predicted) == (2, 2)
+    assert summary.num_classes_left_out == 1
     assert summary.macro.precision == pytest.approx(0.5 / 3)
     assert summary.balanced_accuracy == pytest.approx(0.25)
+
+
+def test_a_perfect_model_has_perfect_averages_and_the_classes_that_no_fold_has_count_for_nothing():
+    labels = np.repeat(np.arange(18), 2)
+    logits = np.eye(30, dtype=np.float32)[labels]
+    # One mistake between two of them, so that there are intervals.
+    for truth, expected in ((labels, 1.0), (np.where(np.arange(36) == 0, 1, labels), None)):
+        summary = summarize(ClassificationSums.from_logits(logits, truth), names(30))
+        assert summary.num_classes_left_out == 12
+        for name in ("precision", "recall", "f1"):
+            value, interval = getattr(summary.macro, name), summary.intervals[f"macro_{name}"]
+            if expected is not None:
+                assert (value, interval) == (expected, None)
+            else:
+                assert interval.low < value < 1
+                assert interval.high > 0.95
 
 
 @pytest.mark.parametrize(

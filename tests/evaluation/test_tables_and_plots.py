@@ -59,6 +59,13 @@ def test_a_class_without_examples_is_said():
     text = printed(result_with(3, last_class_has_examples=False))
     assert "1 class has no examples here" in text
     assert "count as 0 in the averages" in text
+    assert "left out" not in text
+    labels = np.repeat([0, 1], 12)
+    sums = ClassificationSums.from_logits(np.eye(5, dtype=np.float32)[labels], labels)
+    result = result_with(5)
+    metrics = summarize(sums, result.class_names)
+    text = printed(dataclasses.replace(result, metrics=metrics))
+    assert "3 classes have neither and are left out of the averages." in text
 
 
 def test_few_examples_of_a_class_are_said():

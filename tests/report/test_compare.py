@@ -81,6 +81,24 @@ def test_paired_differences_are_those_of_the_examples(tmp_path: Path) -> None:
         assert each.low < each.value < each.high
 
 
+def test_classes_without_example_and_prediction_change_no_difference(tmp_path: Path) -> None:
+    draw = np.random.default_rng(1)
+    labels = draw.integers(0, 4, 200).astype(np.int32)
+    found = []
+    for num_classes in (4, 9):
+        uris = []
+        for index, spread in enumerate((1.2, 1.6)):
+            draw = np.random.default_rng(index)
+            logits = np.full((200, num_classes), -99.0)
+            logits[:, :4] = 2.0 * np.eye(4)[labels] + draw.normal(0, spread, (200, 4))
+            uris.append(write(tmp_path / f"{num_classes}-{index}", [str(row) for row in range(200)], labels, logits))
+        found.append({each.name: each for each in differences.paired(*uris, (1.0, 1.0), num_classes, 0.95)[0]})
+    for name in ("balanced_accuracy", "macro_f1"):
+        few, many = found[0][name], found[1][name]
+        assert few.value == pytest.approx(many.value)
+        assert (few.low, few.high) == pytest.approx((many.low, many.high))
+
+
 def test_the_paired_interval_of_accuracy_holds_the_true_difference_as_often_as_it_says() -> None:
     # Two models, one of which alone is right on 10 % of the examples, the other alone on 5 %.
     draws = np.random.default_rng(2).multinomial(200, (0.85, 0.1, 0.05), size=1000)

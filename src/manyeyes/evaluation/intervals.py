@@ -99,9 +99,9 @@ def confusion_intervals(matrix: np.ndarray, confidence: float) -> dict[str, Inte
         return np.stack(
             [
                 recall,
-                _mean_share(hits, predicted) * len(column_labels) / num_classes,
-                recall * len(row_labels) / num_classes,
-                _mean_share(2 * hits, support + predicted) * num_seen / num_classes,
+                _mean_share(hits, predicted) * len(column_labels) / num_seen,
+                recall * len(row_labels) / num_seen,
+                _mean_share(2 * hits, support + predicted),
                 (f1 * support).sum(axis=1) / num_examples,
                 _mcc(hits.sum(axis=1), support, predicted, num_examples),
             ]

@@ -127,7 +127,10 @@ class Averages:
 
 @dataclass(frozen=True)
 class Summary:
-    """All metrics. A class value of None counts as 0 in the averages (scikit-learn's zero_division=0).
+    """All metrics.
+
+    Averages of precision, recall and F1 are over the classes that have an example or a prediction, as scikit-learn's by
+    default; of these a value of None counts as 0 (zero_division=0).
 
     Attributes:
         num_examples: that were evaluated.
@@ -135,7 +138,7 @@ class Summary:
         top_k_accuracy: share of examples whose class is among the k likeliest, by k as text ("1", …); k < num_classes.
         balanced_accuracy: mean recall over the classes that have examples.
         log_loss: mean negative natural logarithm of the probability of the true class.
-        macro: mean over all classes.
+        macro: mean over the classes that have an example or a prediction.
         micro: over all examples; equal to the accuracy, as every example has one class.
         weighted: mean over classes, weighted by support.
         num_classes_without_support, num_classes_never_predicted: how many class values are None, and why.
@@ -152,6 +155,7 @@ class Summary:
         uncalibrated: with temperature 1; None where that is the model's.
         mean_cost: of an example; None without a cost matrix.
         abstention: None where the model always answers. All other figures are over all examples.
+        num_classes_left_out: of the averages, as they have neither an example nor a prediction.
     """
 
     num_examples: int
@@ -180,6 +184,7 @@ class Summary:
     mean_cost: float | None = None
     abstention: Abstention | None = None
     interval_methods: dict[str, str] = field(default_factory=lambda: dict(INTERVAL_METHODS))
+    num_classes_left_out: int = 0
 
 
 def summarize(
@@ -202,6 +207,7 @@ def summarize(
     hits, support, predicted = np.diag(matrix), sums.support, matrix.sum(axis=0)
     precision, recall = _share(hits, predicted), _share(hits, support)
     f1 = _share(2 * hits, support + predicted)
+    is_left_out = support + predicted == 0
     num_hits = int(hits.sum())
     accuracy = num_hits / num_examples
     ranked = rank(sums.score_counts, sums.sample)
@@ -240,7 +246,7 @@ def summarize(
         top_k_intervals={k: wilson_interval(num, num_examples, confidence) for k, num in top_k_hits.items()},
         balanced_accuracy=float(recall[support > 0].mean()),
         log_loss=calibration.log_loss,
-        macro=averages(np.ones(sums.num_classes)),
+        macro=averages(~is_left_out),
         micro=Averages(accuracy, accuracy, accuracy),
         weighted=averages(support),
         num_classes_without_support=int((support == 0).sum()),
@@ -257,6 +263,7 @@ def summarize(
         uncalibrated=None if sums.uncalibrated is None else _calibration(sums.uncalibrated, 1.0),
         mean_cost=cost,
         abstention=_abstention(sums, confidence),
+        num_classes_left_out=int(is_left_out.sum()),
     )
 
 

@@ -131,6 +131,9 @@ def _remarks(metrics: Summary) -> Iterator[str]:
         )
     if said:
         yield f"{' and '.join(said)}: such values are shown as – and count as 0 in the averages."
+    if left_out := metrics.num_classes_left_out:
+        have, are = ("class has", "is") if left_out == 1 else ("classes have", "are")
+        yield f"{left_out} {have} neither and {are} left out of the averages."
 
 
 def _f1_or_0(found: ClassMetrics) -> float:

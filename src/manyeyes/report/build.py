@@ -275,6 +275,7 @@ def metrics_content(metrics: Summary) -> dict[str, Any]:
         "confidence": metrics.confidence,
         "num_classes_without_support": metrics.num_classes_without_support,
         "num_classes_never_predicted": metrics.num_classes_never_predicted,
+        "num_classes_left_out": metrics.num_classes_left_out,
         "classes": columns,
         "confusion": [_packed(row) for row in metrics.confusion_matrix],
         "calibration": [

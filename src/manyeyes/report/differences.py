@@ -150,7 +150,7 @@ def _bootstrapped(pairs: _Pairs, num_classes: int, confidence: float) -> list[Di
             taken = np.bincount(of, weights, num_classes)
             recall = hits / np.maximum(support, 1)
             f1 = 2 * hits / np.maximum(support + taken, 1)
-            both.append((recall.sum() / (support > 0).sum(), f1.mean()))
+            both.append((recall.sum() / (support > 0).sum(), f1.sum() / (support + taken > 0).sum()))
         return np.subtract(both[0], both[1])
 
     random = np.random.default_rng(0)

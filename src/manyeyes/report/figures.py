@@ -12,13 +12,14 @@ from manyeyes.evaluation.resampling import Resampled
 
 _WILSON = "Wilson score"
 _RESAMPLED = "corrected resampled t over the folds, whose training sets overlap (Nadeau and Bengio)"
+_OF_SEEN = "mean over the classes with an example or a prediction"
 # name -> (title, form, whether higher is better, what it is)
 _TITLES: dict[str, tuple[str, Literal["share", "number"], bool, str]] = {
     "accuracy": ("Accuracy", "share", True, "share of examples whose likeliest class is right"),
     "balanced_accuracy": ("Balanced accuracy", "share", True, "mean recall over the classes that have examples"),
-    "macro_f1": ("Macro F1", "share", True, "mean over the classes of the harmonic mean of precision and recall"),
-    "macro_precision": ("Macro precision", "share", True, "mean over the classes"),
-    "macro_recall": ("Macro recall", "share", True, "mean over the classes; one without examples counts as 0"),
+    "macro_f1": ("Macro F1", "share", True, f"harmonic mean of precision and recall, {_OF_SEEN}"),
+    "macro_precision": ("Macro precision", "share", True, _OF_SEEN),
+    "macro_recall": ("Macro recall", "share", True, f"{_OF_SEEN}; one without examples counts as 0"),
     "weighted_f1": ("Weighted F1", "share", True, "mean over the classes, by their examples"),
     "mcc": ("Matthews' correlation", "number", True, "1 is perfect, 0 no better than chance"),
     "roc_auc": ("Macro AUC", "share", True, "chance that an example of a class scores above another, mean of classes"),

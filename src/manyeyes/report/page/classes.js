@@ -23,11 +23,12 @@ function showClasses(names) {
     ...(train ? [number("Trained on", train, false)] : []),
   ];
   const said = [];
-  const {num_classes_without_support: without, num_classes_never_predicted: never} = report.metrics;
+  const {num_classes_without_support: without, num_classes_never_predicted: never, num_classes_left_out: leftOut} = report.metrics;
   if (without) said.push(`${plural(without, "class")} without examples here`);
   if (never) said.push(`${plural(never, "class")} never predicted`);
   const table = sortableTable({id: "classes-table", label: "Classes and their figures", columns, noun: "class", searched: label => names[label],
     rows: names.map((_, label) => label), order: names.length > 30 ? {by: 5, sign: 1} : null});
   section("classes", "Classes", make("p", {className: "soft", textContent: `Recall: share of a class's images that were recognised; precision: share of what was taken for it that is of it. Intervals are ${level} Wilson score intervals, in percent. `
-    + (said.length ? `${said.join(" and ")}: such values are ${NONE} and count as 0 in the averages.` : "")}), table);
+    + (said.length ? `${said.join(" and ")}: such values are ${NONE} and count as 0 in the averages.` : "")
+    + (leftOut ? ` ${plural(leftOut, "class")} with neither: left out of the averages.` : "")}), table);
 }
