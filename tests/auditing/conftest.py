@@ -73,6 +73,14 @@ def messy_rows() -> list[tuple[str, np.ndarray, str, str, str]]:
     return rows
 
 
+def relisted_rows() -> list[tuple[str, np.ndarray, str, str, str]]:
+    """Files that are listed twice: with another label in the same or another split, and in two splits."""
+    rows = clean_rows()
+    assert [rows[i][3] for i in (0, 5, 14, 20)] == ["train", "train", "test", "train"]
+    listed_again = [(0, "dog", "train"), (5, "cat", "test"), (14, "dog", "train"), (20, "cat", "test")]
+    return rows + [(f"{i:02d}.png", photo(i), label, split, "") for i, label, split in listed_again]
+
+
 def make(folder: Path, rows: list[tuple[str, np.ndarray, str, str, str]], **settings: object) -> str:
     source = write_source(folder / "source", rows)
     dataset = str(folder / "dataset")
@@ -94,6 +102,6 @@ def clean(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 @pytest.fixture(scope="session")
 def make_dataset(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., str]:
-    """make_dataset(kind, **settings of the ingest): another dataset of the same "messy" or "clean" images."""
-    rows = {"messy": messy_rows, "clean": clean_rows}
+    """make_dataset(kind, **settings of the ingest): a dataset of "messy", "clean" or other rows."""
+    rows = {"messy": messy_rows, "clean": clean_rows, "relisted": relisted_rows}
     return lambda kind, **settings: make(tmp_path_factory.mktemp(kind), rows[kind](), **settings)

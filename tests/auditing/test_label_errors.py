@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -81,6 +82,35 @@ def test_the_audit_names_them_with_split_and_class_and_shows_them(clean, tmp_pat
     for error in result.label_errors:
         assert {error.example.class_name, error.predicted} == {"cat", "dog"} and error.label_probability < 0.1
     assert result.num_judged == 48 and (tmp_path / "out" / "label_errors.png").stat().st_size > 10_000
+
+
+def test_a_file_that_is_listed_under_two_labels_or_in_two_splits_is_named_by_the_row_that_is_wrong(
+    make_dataset, tmp_path
+):
+    pytest.importorskip("cleanlab")
+    dataset = make_dataset("relisted", size=(48, 48))
+    data = Dataset(dataset)
+    groups = [group for shard in data.manifest.shards for group in data.rows(shard)]
+    paths = [path for group in groups for path in group.paths]
+    labels = np.concatenate([group.labels for group in groups])
+    numbers = [int(Path(path).stem) for path in paths]
+    # The model says of each file what it shows.
+    shown = [1 if number == 20 else number % 2 for number in numbers]
+    logits = np.random.default_rng(0).normal(0, 0.1, (52, 2)).astype(np.float32)
+    logits[np.arange(52), shown] += 6
+    predictions = write(str(tmp_path / "predictions"), paths, labels, logits)
+    result = manyeyes.audit(dataset, engine=create_engine("inline"), predictions=predictions)
+    found = [(e.example.path.rsplit("/", 1)[-1], e.example.class_name, e.example.split) for e in result.label_errors]
+    assert sorted(found) == [
+        ("00.png", "dog", "train"),
+        ("05.png", "cat", "test"),
+        ("14.png", "dog", "train"),
+        ("20.png", "cat", "test"),
+        ("20.png", "cat", "train"),
+    ]
+    more_often = write(str(tmp_path / "more"), [*paths, *paths], np.tile(labels, 2), np.tile(logits, (2, 1)))
+    with pytest.raises(DataError, match=r"it has \d\d\.png with label [01], which .* has not, or not as often"):
+        manyeyes.audit(dataset, engine=create_engine("inline"), predictions=more_often)
 
 
 def test_predictions_of_another_dataset_are_refused(clean, messy, tmp_path):

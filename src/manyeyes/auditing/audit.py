@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections import defaultdict
 from collections.abc import Callable
 
 import numpy as np
@@ -78,17 +79,20 @@ def audit(
     duplicates = find_duplicates(data, engine, distance, hashes=measured.hashes)
     distributions, odd = find_outliers(measured)
     straddling = _straddling(measured)
-    example_of_path = find_paths(data, engine, {suspect.path for suspect in suspects})
+    suspected = _examples_of(suspects, data, engine, measured, predictions)
     wanted = {
         *np.flatnonzero(duplicates.clusters >= 0).tolist(),
         *(each.example for each in odd),
         *straddling,
-        *example_of_path.values(),
+        *suspected,
     }
     found = _Found(data, measured, duplicates, read_names(data, engine, wanted))
     classes, imbalance = _classes(data)
     clusters = found.clusters()
-    errors = found.label_errors(suspects, example_of_path, predictions)
+    errors = [
+        (LabelError(found.example(number), data.class_names[suspect.predicted], suspect.label_probability), number)
+        for suspect, number in zip(suspects, suspected, strict=True)
+    ]
     outliers = sorted(
         ((each, found.example(each.example)) for each in odd),
         key=lambda pair: (pair[0].kind, -pair[0].distance, pair[1]),
@@ -161,20 +165,25 @@ class _Found:
         found = [StraddlingGroup(str(self.names[number].group), counts) for number, counts in straddling.items()]
         return tuple(sorted(found, key=lambda each: each.group))
 
-    def label_errors(
-        self, suspects: list[Suspect], example_of_path: dict[str, int], predictions: str | None
-    ) -> list[tuple[LabelError, int]]:
-        found = []
-        for suspect in suspects:
-            number = example_of_path.get(suspect.path)
-            if number is None or self.measured.labels[number] != suspect.label:
-                raise DataError(
-                    f"{predictions} is not of this dataset: it has {suspect.path} with label {suspect.label}, which "
-                    f"{self.data.uri} has not. Give predictions for this dataset."
-                )
-            predicted = self.data.class_names[suspect.predicted]
-            found.append((LabelError(self.example(number), predicted, suspect.label_probability), number))
-        return found
+
+def _examples_of(
+    suspects: list[Suspect], data: Dataset, engine: Engine, measured: Measured, predictions: str | None
+) -> list[int]:
+    """The number of each suspect's example, each taken once: a source may list a file under two labels or twice."""
+    left: dict[tuple[str, int], list[int]] = defaultdict(list)
+    for path, numbers in find_paths(data, engine, {suspect.path for suspect in suspects}).items():
+        # What is held out goes first, as predictions are for what was not trained on.
+        for number in sorted(numbers, key=lambda number: measured.splits[number]):
+            left[path, int(measured.labels[number])].append(number)
+    found = []
+    for suspect in suspects:
+        if not (numbers := left[suspect.path, suspect.label]):
+            raise DataError(
+                f"{predictions} is not of this dataset: it has {suspect.path} with label {suspect.label}, which "
+                f"{data.uri} has not, or not as often. Give predictions for this dataset."
+            )
+        found.append(numbers.pop())
+    return found
 
 
 def _num_beyond_first(ids: np.ndarray) -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from collections import defaultdict
 from collections.abc import Collection
 from dataclasses import dataclass
 
@@ -40,14 +41,18 @@ def _names(dataset: Dataset, chosen: ChosenRows) -> list[tuple[str, str | None]]
     return found
 
 
-def find_paths(dataset: Dataset, engine: Engine, paths: Collection[str]) -> dict[str, int]:
-    """Find the numbers of the examples with these paths; those that the dataset has not are left out."""
+def find_paths(dataset: Dataset, engine: Engine, paths: Collection[str]) -> dict[str, list[int]]:
+    """Find the numbers of the examples with these paths: several where a source lists a file more than once."""
     if not paths:
         return {}
     shards = dataset.manifest.shards
     parts = engine.map(functools.partial(_find, dataset, frozenset(paths)), shards)
     starts = np.cumsum([0, *(shard.num_rows for shard in shards)])[:-1].tolist()
-    return {path: start + row for start, part in zip(starts, parts, strict=True) for path, row in part}
+    found: dict[str, list[int]] = defaultdict(list)
+    for start, part in zip(starts, parts, strict=True):
+        for path, row in part:
+            found[path].append(start + row)
+    return found
 
 
 def _find(dataset: Dataset, paths: frozenset[str], shard: ShardInfo) -> list[tuple[str, int]]:
