@@ -81,6 +81,19 @@ def relisted_rows() -> list[tuple[str, np.ndarray, str, str, str]]:
     return rows + [(f"{i:02d}.png", photo(i), label, split, "") for i, label, split in listed_again]
 
 
+def conflicting_rows() -> list[tuple[str, np.ndarray, str, str, str]]:
+    """Each of 4 photos is a cat and a dog."""
+    return [(f"{label} {i}.png", photo(i), label, "train", "") for i in range(4) for label in ("cat", "dog")]
+
+
+def emptying_rows() -> list[tuple[str, np.ndarray, str, str, str]]:
+    """Cats and dogs of which those in test, and all birds of train and val, are also listed as something else."""
+    birds = [(f"bird {i}.png", photo(60 + i), "bird", ("train", "val")[i % 2], "") for i in range(4)]
+    rows = clean_rows() + birds
+    doubted = [row for row in rows if row[3] == "test"] + birds
+    return rows + [(f"again {name}", image, "fish", "val", "") for name, image, *_ in doubted]
+
+
 def make(folder: Path, rows: list[tuple[str, np.ndarray, str, str, str]], **settings: object) -> str:
     source = write_source(folder / "source", rows)
     dataset = str(folder / "dataset")
@@ -103,5 +116,11 @@ def clean(tmp_path_factory: pytest.TempPathFactory) -> str:
 @pytest.fixture(scope="session")
 def make_dataset(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., str]:
     """make_dataset(kind, **settings of the ingest): a dataset of "messy", "clean" or other rows."""
-    rows = {"messy": messy_rows, "clean": clean_rows, "relisted": relisted_rows}
+    rows = {
+        "messy": messy_rows,
+        "clean": clean_rows,
+        "relisted": relisted_rows,
+        "conflicting": conflicting_rows,
+        "emptying": emptying_rows,
+    }
     return lambda kind, **settings: make(tmp_path_factory.mktemp(kind), rows[kind](), **settings)

@@ -8,13 +8,15 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from typer.testing import CliRunner
 
 import manyeyes
 from manyeyes import storage
 from manyeyes.auditing.fix import _is_torn
+from manyeyes.cli.main import app
 from manyeyes.data.dataset import Dataset
 from manyeyes.engines.registry import create_engine
-from manyeyes.errors import UsageError
+from manyeyes.errors import DataError, UsageError
 
 
 def rows_of(dataset: str) -> dict[str, tuple[str, str]]:
@@ -80,6 +82,31 @@ def test_the_mended_dataset_does_not_depend_on_the_order_of_examples(mended, mak
 def test_a_directory_that_is_not_empty_is_not_written_to(messy, clean):
     with pytest.raises(UsageError, match="is not empty"):
         manyeyes.audit(messy, engine=create_engine("inline"), fix=clean)
+
+
+def test_a_mended_dataset_that_would_be_empty_is_refused_and_nothing_is_written(make_dataset, tmp_path):
+    conflicting = make_dataset("conflicting", size=(48, 48), val=0, test=0)
+    with pytest.raises(DataError, match=r"Nothing .* would be left: each of its 8 examples .* Correct the labels"):
+        manyeyes.audit(conflicting, engine=create_engine("inline"), fix=str(tmp_path / "mended"))
+    assert not (tmp_path / "mended").exists()
+
+
+def test_splits_and_classes_that_mending_empties_are_named(make_dataset, mended, tmp_path):
+    command = [
+        "audit",
+        make_dataset("emptying", size=(48, 48)),
+        "--engine",
+        "inline",
+        "--fix",
+        str(tmp_path / "mended"),
+    ]
+    done = CliRunner().invoke(app, command, env={"COLUMNS": "300"})
+    assert done.exit_code == 0, done.output
+    assert "Nothing is left in test." in done.stdout
+    assert "In train no example is left of bird." in done.stdout
+    assert "In val no example is left of bird, fish." in done.stdout
+    assert "Next: manyeyes train" in done.stdout
+    assert mended.fixed.emptied == {}
 
 
 @settings(deadline=None, max_examples=50)

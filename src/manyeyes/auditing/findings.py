@@ -93,7 +93,8 @@ class Fixed:
     Attributes:
         left_out: reason -> number of examples.
         num_moved: examples that lie in another split than before.
-        written: split -> number of examples.
+        written: split -> number of examples; a split without any is not in it.
+        emptied: split -> classes that had examples in it and have none now.
         changes: URI of the list of all that was moved or left out, as JSON lines.
     """
 
@@ -102,6 +103,7 @@ class Fixed:
     left_out: dict[str, int]
     num_moved: int
     written: dict[str, int]
+    emptied: dict[str, tuple[str, ...]]
     changes: str
 
 

@@ -18,7 +18,7 @@ from manyeyes.data.duplicates import Duplicates
 from manyeyes.data.splits import assign_groups, join_relations
 from manyeyes.data.view import ViewRows, write_view
 from manyeyes.engines.base import Engine
-from manyeyes.errors import ManyeyesError
+from manyeyes.errors import DataError, ManyeyesError
 
 CHANGES_NAME = "changes.jsonl"
 STAYS, COPY, CONFLICT = range(3)
@@ -36,6 +36,9 @@ def write_fixed(dataset: Dataset, engine: Engine, measured: Measured, duplicates
 
     Returns:
         Counts that balance.
+
+    Raises:
+        DataError: nothing would be left.
     """
     labels, before, split_names = measured.labels, measured.splits, measured.split_names
     copies = np.flatnonzero(duplicates.copies >= 0)
@@ -43,6 +46,11 @@ def write_fixed(dataset: Dataset, engine: Engine, measured: Measured, duplicates
     reasons, kept_of = _leave_out(copies, duplicates.copies, measured, names)
     splits = np.where(reasons == STAYS, before, _LEFT_OUT)
     stays = np.flatnonzero(splits != _LEFT_OUT)
+    if not len(stays):
+        raise DataError(
+            f"Nothing of {dataset.uri} would be left: each of its {len(labels):,} examples is a copy of one with "
+            "another label. Correct the labels where it was ingested from; without --fix the audit lists them."
+        )
     units = join_relations(duplicates.clusters[stays], measured.groups[stays])
     is_torn = _is_torn(units, splits[stays])
     torn = stays[is_torn]
@@ -63,14 +71,25 @@ def write_fixed(dataset: Dataset, engine: Engine, measured: Measured, duplicates
     )
     if not manifest.balances or manifest.num_seen != len(labels):
         raise ManyeyesError(f"Internal error: {out} does not balance. Please report this.")
+    written = manifest.counts.written
     return Fixed(
         dataset=out,
         num_examples=manifest.counts.num_written,
         left_out=manifest.counts.skipped,
         num_moved=int(((splits != before) & (splits != _LEFT_OUT)).sum()),
-        written={split: sum(manifest.counts.written[split]) for split in in_order(manifest.counts.written)},
+        written={split: sum(written[split]) for split in in_order(written)},
+        emptied=_emptied(dataset, written),
         changes=changes,
     )
+
+
+def _emptied(dataset: Dataset, written: Mapping[str, Sequence[int]]) -> dict[str, tuple[str, ...]]:
+    before, none = dataset.manifest.counts.written, [0] * len(dataset.class_names)
+    found = {}
+    for split in in_order(before):
+        counts = zip(dataset.class_names, before[split], written.get(split, none), strict=True)
+        found[split] = tuple(name for name, num_before, num_left in counts if num_before and not num_left)
+    return {split: names for split, names in found.items() if names}
 
 
 def _view_rows(dataset: Dataset, measured: Measured, splits: np.ndarray, reasons: np.ndarray) -> Iterator[ViewRows]:

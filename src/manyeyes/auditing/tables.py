@@ -147,6 +147,12 @@ def _fixed(result: AuditResult) -> Iterator[str]:
         f"+ {out:,} left out{f' ({reasons})' if reasons else ''}; {fixed.num_moved:,} moved to another split. "
         f"Each is listed in {fixed.changes}. The images stay in {result.dataset}."
     )
+    for split, names in fixed.emptied.items():
+        if split not in fixed.written:
+            yield f"Nothing is left in {split}."
+        else:
+            more = f" and {len(names) - _NUM_SHOWN:,} more" if len(names) > _NUM_SHOWN else ""
+            yield f"In {split} no example is left of {', '.join(names[:_NUM_SHOWN])}{more}."
 
 
 def _title(text: str, count: int, most: int = _NUM_SHOWN) -> str:

@@ -76,7 +76,9 @@ def command(
     if result.distance < distance:
         note = f"So many hashes lie close that only a distance of {result.distance} says anything here."
         console.print(note, soft_wrap=True, markup=False)
-    if result.fixed is not None:
+    if result.fixed is not None and "train" not in result.fixed.written:
+        following = f"manyeyes audit {shlex.quote(dataset)} --out AUDIT"
+    elif result.fixed is not None:
         following = f"manyeyes train {shlex.quote(result.fixed.dataset)} --out RUN"
     elif result.leaks or result.num_copies or result.straddling_groups:
         following = f"manyeyes audit {shlex.quote(dataset)} --fix MENDED"
