@@ -67,14 +67,14 @@ def test_each_example_is_held_out_once_by_a_model_that_was_not_trained_on_it(
 
 
 def test_the_figures_are_those_of_the_folds(result: CrossvalResult) -> None:
-    accuracies = [fold.figures["accuracy"] for fold in result.folds]
-    found = result.figures["accuracy"]
-    assert found.mean == pytest.approx(np.mean(accuracies))
-    assert found.std == pytest.approx(np.std(accuracies, ddof=1))
+    losses = [fold.figures["log_loss"] for fold in result.folds]
+    found = result.figures["log_loss"]
+    assert found.mean == pytest.approx(np.mean(losses))
+    assert found.std == pytest.approx(np.std(losses, ddof=1))
     assert found.low is not None and found.high is not None
     assert found.low <= found.mean <= found.high
     assert load_crossval(result.out) == dataclasses.replace(result, folds=result.folds)
-    assert min(accuracies) > 0.5  # three colours; chance is a third
+    assert result.figures["accuracy"].mean > 0.5  # three colours; chance is a third
 
 
 def test_two_workers_find_what_one_process_finds(small_dataset: str, tmp_path: Path) -> None:
@@ -143,10 +143,42 @@ def test_other_folds_are_not_compared(result: CrossvalResult, tmp_path: Path) ->
     other = tmp_path / "other"
     other.mkdir()
     content = json.loads(Path(result.out, "crossval.json").read_text())
-    content["settings"]["seed"] = 1
+    content["folds_fingerprint"] = "0123456789abcdef"
     (other / "crossval.json").write_text(json.dumps(content))
     with pytest.raises(UsageError, match="it has other folds"):
         compare(result.out, str(other))
+
+
+def test_a_comparison_with_other_folds_is_refused_before_anything_is_trained(
+    result: CrossvalResult, small_dataset: str, tmp_path: Path
+) -> None:
+    settings = dataclasses.replace(FOLDS, seed=1)
+    out = tmp_path / "out"
+    with pytest.raises(UsageError, match=r"has other folds\..*--folds 3 --repeats 1 --seed 0"):
+        crossval(small_dataset, str(out), RECIPE, settings, engine=create_engine("inline"), against=result.out)
+    assert not out.exists()
+
+
+@pytest.mark.parametrize(
+    ("splits", "message"),
+    [(("train", "train"), "each split once"), (("",), "each split once"), (("train", "vla"), "has no split 'vla'")],
+)
+def test_splits_that_can_not_be_divided_are_told(small_dataset: str, splits: tuple[str, ...], message: str) -> None:
+    with pytest.raises(UsageError, match=message):
+        divide(Dataset(small_dataset), FoldSettings(splits=splits, duplicates=False), create_engine("inline"))
+
+
+def test_the_val_split_has_the_share_that_was_asked_for_whatever_the_groups_are(small_dataset: str) -> None:
+    data = Dataset(small_dataset)
+    folds = divide(data, dataclasses.replace(FOLDS, val=0.4), create_engine("inline"))
+    num_left = int((folds.assignments[0] != 0).sum())
+    assert abs(int((folds.splits_of(0, 0) == "val").sum()) - 0.4 * num_left) <= 2
+    # One group holds two fifths of what is left: a val split of a tenth does not take it.
+    units = folds.units.copy()
+    units[np.flatnonzero(folds.assignments[0] != 0)[: 2 * num_left // 5]] = 0
+    grouped = dataclasses.replace(folds, units=units, settings=dataclasses.replace(FOLDS, val=0.1))
+    splits = grouped.splits_of(0, 0)
+    assert 0 < int((splits == "val").sum()) <= 0.15 * num_left
 
 
 def test_near_duplicates_and_groups_are_never_divided(tmp_path: Path) -> None:

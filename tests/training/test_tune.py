@@ -130,6 +130,11 @@ def test_a_trial_that_fails_is_told_and_the_others_go_on(
     result = tune(small_dataset, str(tmp_path / "out"), search, num_trials=2, engine=create_engine("inline"))
     assert [trial.state for trial in result.trials] == ["failed", "complete"]
     assert result.trials[0].why == "the loss became NaN"
+    # What was in the way has gone: the same command tries it again.
+    monkeypatch.setattr(module, "train", real)
+    again = tune(small_dataset, str(tmp_path / "out"), search, num_trials=2, engine=create_engine("inline"))
+    assert [trial.state for trial in again.trials] == ["complete", "complete"]
+    assert again.trials[0].values == result.trials[0].values
 
 
 def test_another_search_in_the_same_place_is_refused(result: TuneResult, small_dataset: str, search: Search) -> None:
@@ -146,6 +151,7 @@ def test_another_search_in_the_same_place_is_refused(result: TuneResult, small_d
         ('[search]\n"model.dropout" = 0.5', "is no range"),
         ('[search]\n"model.dropout" = {low = 0.5}', "is no range"),
         ('[search]\n"optimizer.name" = ["sgdd"]', "sgdd"),
+        ('[search]\n"model.dropout" = {low = 0.5, high = 0.1}', "is no range"),
     ],
 )
 def test_a_range_that_can_not_be_searched_is_told_before_anything_is_trained(

@@ -37,8 +37,12 @@ def command(
         typer.Option("--set", help="Any setting of `train`; may be repeated.", rich_help_panel=_SETTINGS),
     ] = None,
     splits: Annotated[
-        str, typer.Option(help="Splits of the dataset that take part, by commas; the test split is left for the end.")
-    ] = "train,val",
+        str | None,
+        typer.Option(
+            help="Splits of the dataset that take part, by commas; default: train and val. The test split is left for "
+            "the end."
+        ),
+    ] = None,
     val: Annotated[
         float,
         typer.Option(
@@ -74,17 +78,15 @@ def command(
 
     Two recipes: `manyeyes crossval digits --recipe configs/rnn.toml --out cv/rnn --against cv/cnn`
     """
-    from manyeyes.data.dataset import Dataset
     from manyeyes.evaluation.crossval import Failure, FoldResult, crossval
     from manyeyes.evaluation.folds import FoldSettings
-    from manyeyes.evaluation.paired import compare, require_same_folds
+    from manyeyes.evaluation.paired import compare
     from manyeyes.training.settings import TrainSettings
 
     options = {"model.name": model, "train.epochs": epochs}
     chosen = [f"{key}={value}" for key, value in options.items() if value is not None] + (assignments or [])
-    settings = FoldSettings(folds, repeats, seed, tuple(filter(None, splits.split(","))), duplicates, val)
-    if against is not None:
-        require_same_folds(Dataset(dataset).manifest.fingerprint, settings, against)
+    named = () if splits is None else tuple(name.strip() for name in splits.split(","))
+    settings = FoldSettings(folds, repeats, seed, named, duplicates, val)
     runner = common.make_engine(engine, workers, engine_config, engine_set, ship_env)
     console = common.console()
     with common.progress_bar("folds", hidden=json_output) as progress:
@@ -107,15 +109,16 @@ def command(
             settings,
             engine=runner,
             confidence=confidence,
+            against=against,
             on_fold=on_fold,
         )
-    if report:
-        common.write_report(result.out)
     comparison = compare(out, against, confidence) if against is not None else None
     if json_output:
         from manyeyes import config
 
         common.print_json(result.to_dict() | ({"comparison": config.to_dict(comparison)} if comparison else {}))
+        if report:
+            common.write_report(result.out)
         return
     printer = common.output()
     printer.print(_table(result))
@@ -129,6 +132,8 @@ def command(
     if comparison is not None:
         printer.print(_comparison_table(comparison, out, str(against)))
     printer.print(f"Written: {result.out}", soft_wrap=True, markup=False)
+    if report:
+        common.write_report(result.out)
 
 
 def _table(result: CrossvalResult) -> Table:
@@ -136,11 +141,15 @@ def _table(result: CrossvalResult) -> Table:
 
     table = Table()
     table.add_column("figure")
-    for name in ("mean", "std over folds", f"{result.confidence:.0%} interval"):
+    for name in ("mean", "std over folds", f"{100 * result.confidence:g}% interval"):
         table.add_column(name, justify="right")
     for name, found in result.figures.items():
         form = ".4f" if name == "log_loss" else ".2%"
-        interval = "" if found.low is None or found.high is None else f"{found.low:{form}} to {found.high:{form}}"
+        interval = (
+            "none: no spread"
+            if found.low is None or found.high is None
+            else f"{found.low:{form}} to {found.high:{form}}"
+        )
         table.add_row(name.replace("_", " "), f"{found.mean:{form}}", f"{found.std:{form}}", interval)
     return table
 
@@ -157,7 +166,12 @@ def _comparison_table(comparison: Comparison, first: str, second: str) -> Table:
         form = "+.4f" if name == "log_loss" else "+.2%"
         low, high = found.difference.low, found.difference.high
         interval = "" if low is None or high is None else f"{low:{form}} to {high:{form}}"
-        table.add_row(name.replace("_", " "), f"{found.difference.mean:{form}}", interval, f"{found.p_value:.3g}")
+        table.add_row(
+            name.replace("_", " "),
+            f"{found.difference.mean:{form}}",
+            interval,
+            "" if found.p_value is None else f"{found.p_value:.3g}",
+        )
     counts = comparison.mcnemar
     table.add_row(
         "only one is right", f"{counts.only_first} : {counts.only_second}", "McNemar", f"{counts.p_value:.3g}"

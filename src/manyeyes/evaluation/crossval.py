@@ -15,6 +15,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import json
+import math
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -46,6 +47,7 @@ FOLD = "fold.json"
 _MAX_ROWS_OF_FILE = 1 << 32
 # Of a fold's evaluation: what mean, spread and interval are made of.
 FIGURES = ("accuracy", "balanced_accuracy", "macro_f1", "log_loss")
+BOUNDS = dict.fromkeys(FIGURES, (0.0, 1.0)) | {"log_loss": (0.0, math.inf)}
 
 
 @dataclass(frozen=True)
@@ -85,6 +87,7 @@ class CrossvalResult:
 
     Attributes:
         dataset, dataset_fingerprint: what was divided.
+        test_share: size of a fold divided by the size of what was trained on for it, on average.
         folds_fingerprint: of the division: figures with the same one may be paired.
         settings, recipe: of the division, and of the trainings.
         folds: by repeat, then fold.
@@ -122,6 +125,7 @@ def crossval(
     *,
     engine: Engine | None = None,
     confidence: float = 0.95,
+    against: str | None = None,
     on_fold: Callable[[int, int, FoldResult | Failure | None], None] | None = None,
 ) -> CrossvalResult:
     """Train and measure a recipe on each fold of a dataset.
@@ -135,6 +139,8 @@ def crossval(
         settings: of the division.
         engine: that runs folds side by side, one a task; default: processes of this machine.
         confidence: of the intervals.
+        against: directory of a finished cross-validation that this one will be compared with: refused before anything
+            is trained, if it has other folds.
         on_fold: called with the number of folds that are done, of all, and what has become of the last one (None at
             the start).
 
@@ -143,12 +149,17 @@ def crossval(
         DatasetError: the dataset is missing or damaged.
         EngineError: folds failed; the others are kept, and the call can be repeated.
     """
+    if not 0 < confidence < 1:
+        raise UsageError(f"confidence={confidence} is not between 0 and 1. Give e.g. 0.95.")
     settings, recipe = settings or FoldSettings(), recipe or TrainSettings()
     recipe = dataclasses.replace(recipe, data=dataclasses.replace(recipe.data, train_split="train", val_split="val"))
     dataset, out = storage.absolute(dataset), storage.absolute(out)
     data = Dataset(dataset)
     engine = engine or create_engine("local")
     folds = divide(data, settings, engine)
+    settings = folds.settings
+    if against is not None:
+        require_same_folds(data.manifest.fingerprint, folds.fingerprint, against)
     plan = {
         "dataset": dataset,
         "dataset_fingerprint": data.manifest.fingerprint,
@@ -167,17 +178,19 @@ def crossval(
             f"{len(failed)} of {len(failed) + len(done)} folds failed: repeat {first.repeat}, fold {first.fold}"
             f"{others} ({first.why}). The others are kept in {out}; the same command again goes on with what is left."
         )
+    test_share = sum(each.num_held_out / each.num_train for each in done) / len(done)
     result = CrossvalResult(
         dataset=dataset,
         dataset_fingerprint=data.manifest.fingerprint,
         folds_fingerprint=folds.fingerprint,
-        test_share=folds.test_share,
+        test_share=test_share,
         settings=settings,
         recipe=plan["recipe"],
         class_names=data.class_names,
         folds=tuple(done),
         figures={
-            name: resampled([each.figures[name] for each in done], folds.test_share, confidence) for name in FIGURES
+            name: resampled([each.figures[name] for each in done], test_share, confidence, BOUNDS[name])
+            for name in FIGURES
         },
         pooled=_pool(engine, out, data, len(folds.labels), confidence),
         confidence=confidence,
@@ -198,6 +211,30 @@ def load_crossval(out: str) -> CrossvalResult:
         return config.from_dict(CrossvalResult, storage.read_json(uri))
     except FileNotFoundError:
         raise UsageError(f"{out} holds no finished cross-validation ({RESULT}). Run manyeyes crossval first.") from None
+
+
+def require_same_folds(dataset_fingerprint: str, folds_fingerprint: str, against: str) -> None:
+    """Refuse to pair what is not measured on the same folds.
+
+    Args:
+        against: directory of a cross-validation.
+
+    Raises:
+        UsageError: it is not finished, or has other folds.
+    """
+    other = load_crossval(against)
+    if other.dataset_fingerprint != dataset_fingerprint:
+        raise UsageError(
+            f"{against} can't be compared with: it was measured on the dataset {other.dataset} with fingerprint "
+            f"{other.dataset_fingerprint}, not {dataset_fingerprint}."
+        )
+    if other.folds_fingerprint != folds_fingerprint:
+        how = other.settings
+        raise UsageError(
+            f"{against} can't be compared with: it has other folds. Use what it was made with: --folds {how.folds} "
+            f"--repeats {how.repeats} --seed {how.seed} --splits {','.join(how.splits)} "
+            f"--{'' if how.duplicates else 'no-'}duplicates, and the same Manyeyes ({other.manyeyes_version})."
+        )
 
 
 def held_out_predictions(out: str, repeat: int = 0) -> str:

@@ -7,9 +7,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from manyeyes.errors import DataError, UsageError
-from manyeyes.evaluation.crossval import FIGURES, load_crossval, right_by_path
-from manyeyes.evaluation.folds import FoldSettings
+from manyeyes.errors import DataError
+from manyeyes.evaluation.crossval import FIGURES, load_crossval, require_same_folds, right_by_path
 from manyeyes.evaluation.resampling import McNemar, PairedTest, mcnemar, paired_test
 
 
@@ -29,28 +28,6 @@ class Comparison:
     mcnemar: McNemar
 
 
-def require_same_folds(dataset_fingerprint: str, settings: FoldSettings, against: str) -> None:
-    """Refuse to pair what is not measured on the same folds, before any of it is.
-
-    Args:
-        against: directory of a cross-validation.
-
-    Raises:
-        UsageError: it is not finished, or has other folds.
-    """
-    other = load_crossval(against)
-    if other.dataset_fingerprint != dataset_fingerprint:
-        raise UsageError(
-            f"{against} can't be compared with: it was measured on the dataset {other.dataset} with fingerprint "
-            f"{other.dataset_fingerprint}, not {dataset_fingerprint}."
-        )
-    if other.settings != settings:
-        raise UsageError(
-            f"{against} can't be compared with: it has other folds ({other.settings}, here {settings}). "
-            "Use its --folds, --repeats, --seed, --splits, --val and --duplicates."
-        )
-
-
 def compare(first: str, second: str, confidence: float = 0.95) -> Comparison:
     """Compare two cross-validations on the same folds.
 
@@ -62,7 +39,7 @@ def compare(first: str, second: str, confidence: float = 0.95) -> Comparison:
         DataError: their predictions are not of the same examples.
     """
     a, b = load_crossval(first), load_crossval(second)
-    require_same_folds(a.dataset_fingerprint, a.settings, second)
+    require_same_folds(a.dataset_fingerprint, a.folds_fingerprint, second)
     pairs = []
     for one, other in itertools.zip_longest(right_by_path(first), right_by_path(second)):
         if one is None or other is None or one[0] != other[0]:

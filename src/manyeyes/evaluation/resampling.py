@@ -20,7 +20,8 @@ class Resampled:
 
     Attributes:
         mean, std: over the folds; std with n - 1, 0 for one fold.
-        low, high: of the corrected resampled t interval of the mean; None for one fold.
+        low, high: of the corrected resampled t interval of the mean; None where the folds say nothing about their
+            spread: there is one, or all gave the same figure.
         num_folds: that were measured.
     """
 
@@ -37,11 +38,12 @@ class PairedTest:
 
     Attributes:
         difference: mean over the folds of first - second, with its corrected resampled t interval.
-        p_value: of the corrected resampled t test that there is no difference; 1 where all folds are equal.
+        p_value: of the corrected resampled t test that there is no difference; 1 where there is none in any fold, None
+            where all folds differ by the same.
     """
 
     difference: Resampled
-    p_value: float
+    p_value: float | None
 
 
 @dataclass(frozen=True)
@@ -58,13 +60,19 @@ class McNemar:
     p_value: float
 
 
-def resampled(figures: Sequence[float], test_share: float, confidence: float = 0.95) -> Resampled:
+def resampled(
+    figures: Sequence[float],
+    test_share: float,
+    confidence: float = 0.95,
+    bounds: tuple[float, float] = (-math.inf, math.inf),
+) -> Resampled:
     """Mean, spread and interval of a figure that was measured on folds.
 
     Args:
         figures: one a fold, over all repeats.
         test_share: size of a fold divided by the size of the set that was trained on for it.
         confidence: of the interval; above 0 and below 1.
+        bounds: least and largest value of the figure; the interval is cut there.
 
     Raises:
         ValueError: no figures.
@@ -76,10 +84,13 @@ def resampled(figures: Sequence[float], test_share: float, confidence: float = 0
     if len(values) == 1:
         return Resampled(mean, 0.0, None, None, 1)
     std = float(values.std(ddof=1))
+    if _is_noise(std, values):
+        return Resampled(mean, 0.0, None, None, len(values))
     from scipy.stats import t
 
     half_width = float(t.ppf(0.5 + confidence / 2, len(values) - 1)) * _standard_error(std, len(values), test_share)
-    return Resampled(mean, std, mean - half_width, mean + half_width, len(values))
+    low, high = max(mean - half_width, bounds[0]), min(mean + half_width, bounds[1])
+    return Resampled(mean, std, low, high, len(values))
 
 
 def paired_test(
@@ -94,7 +105,7 @@ def paired_test(
         raise ValueError(f"{len(first)} and {len(second)} figures can't be paired. Expected equally many, two or more.")
     difference = resampled(np.subtract(first, second).tolist(), test_share, confidence)
     if difference.std == 0:
-        return PairedTest(difference, 1.0 if difference.mean == 0 else 0.0)
+        return PairedTest(difference, 1.0 if _is_noise(difference.mean, np.concatenate([first, second])) else None)
     from scipy.stats import t
 
     statistic = difference.mean / _standard_error(difference.std, len(first), test_share)
@@ -114,6 +125,11 @@ def mcnemar(first_right: np.ndarray, second_right: np.ndarray) -> McNemar:
     from scipy.stats import binomtest
 
     return McNemar(only_first, only_second, float(binomtest(only_first, only_first + only_second).pvalue))
+
+
+def _is_noise(value: float, figures: np.ndarray) -> bool:
+    """Whether `value` is no more than what rounding makes of such figures."""
+    return abs(value) <= 1e-12 * max(1.0, float(np.abs(figures).max()))
 
 
 def _standard_error(std: float, num_folds: int, test_share: float) -> float:

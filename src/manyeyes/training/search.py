@@ -166,5 +166,7 @@ def _first_of(key: str, given: Any) -> Any:
     if isinstance(given, list) and given and all(isinstance(each, bool | int | float | str) for each in given):
         return given[0]
     if isinstance(given, Mapping) and {"low", "high"} <= set(given) <= {"low", "high", "log", "step"}:
-        return given["low"]
+        low, high = given["low"], given["high"]
+        if isinstance(low, int | float) and isinstance(high, int | float) and low <= high:
+            return low
     raise ConfigError(f"{_SECTION}.{key}={given!r} is no range. Write e.g. {_EXAMPLE}.")

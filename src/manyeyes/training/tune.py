@@ -27,7 +27,7 @@ from manyeyes.engines.registry import create_engine
 from manyeyes.errors import ManyeyesError, TaskError, TrainingError, UsageError
 from manyeyes.training.events import EpochEnd, Event
 from manyeyes.training.run import CONFIG_NAME
-from manyeyes.training.search import Metric, Search, Trial, create_study, is_worse_than_most, require_optuna
+from manyeyes.training.search import Metric, Search, Trial, create_study, is_worse_than_most
 from manyeyes.training.trainer import train
 
 FORMAT = "manyeyes.tune"
@@ -83,7 +83,7 @@ def tune(
     Args:
         dataset: URI of the dataset directory; must have a val split.
         out: URI of the directory to write.
-        num_trials: in all, with those of earlier calls.
+        num_trials: in all, with those of earlier calls; those that failed are tried again.
         metric: what counts: the best val accuracy (or val loss) of all epochs of a trial.
         prune: give up a trial whose best is worse than the median of the others at its epoch.
         engine: that runs trials side by side, one a task; default: processes of this machine.
@@ -94,7 +94,7 @@ def tune(
         TrainingError: every trial failed.
         MissingExtraError: Optuna is not installed.
     """
-    require_optuna()
+    search.distributions()  # what Optuna refuses is told before anything is written
     dataset, out = storage.absolute(dataset), storage.absolute(out)
     data = Dataset(dataset)
     val_split = search.settings({}).data.val_split
@@ -146,7 +146,11 @@ class _Driver:
         num_trials: int,
         on_trial: Callable[[int, int, Trial | None], None] | None,
     ) -> None:
-        self.trials = _read_trials(out)
+        # What failed is tried again: a disk may have been full.
+        self.trials = {
+            number: Trial(number, trial.values) if trial.state == "failed" else trial
+            for number, trial in _read_trials(out).items()
+        }
         self._num_trials = max(num_trials, len(self.trials))
         self._task = _Task(dataset, out, search, metric, prune)
         self._on_trial = on_trial or (lambda num_done, num_all, last: None)
@@ -216,7 +220,7 @@ class _Task:
     def __call__(self, trial: Trial) -> Trial:
         uri = _uri_of(self.out, trial.number)
         before = _read(storage.join(uri, RESULT))
-        if before is not None:
+        if before is not None and before["state"] != "failed":
             return config.from_dict(Trial, before)
         started = time.perf_counter()
         watch = _Watch(self, trial, list((_read(storage.join(uri, PROGRESS)) or {}).get("by_epoch", ())))
