@@ -22,6 +22,7 @@ from manyeyes.evaluation.metrics import Summary, summarize
 from manyeyes.evaluation.notable import NUM_NOTABLE, Notable
 from manyeyes.evaluation.predictions import DIRECTORY_NAME
 from manyeyes.evaluation.recogniser import Kind, Recogniser
+from manyeyes.evaluation.remarks import remarks
 from manyeyes.evaluation.tasks import Findings, Job, Part, cut, evaluate_part
 from manyeyes.recognition.inputs import remaining_preprocessing
 from manyeyes.training.run import METRICS_NAME
@@ -46,6 +47,7 @@ class EvaluationResult:
         class_names: label i is class_names[i].
         metrics: all numbers.
         notable: examples that are worth a look.
+        remarks: what one should know before one believes the figures, for people.
         files: URIs of what was written.
         notices: what was left out, and why.
     """
@@ -60,6 +62,7 @@ class EvaluationResult:
     class_names: tuple[str, ...]
     metrics: Summary
     notable: Notable = field(default_factory=Notable)
+    remarks: tuple[str, ...] = ()
     manyeyes_version: str = manyeyes.__version__
     format: str = FORMAT
     format_version: int = FORMAT_VERSION
@@ -159,6 +162,7 @@ def evaluate(
             class_names=data.class_names,
             metrics=summarize(found.sums, data.class_names, confidence, costs),
             notable=found.notable,
+            remarks=tuple(remarks(recogniser, data, split, found)),
         )
         return _write(result, out, kept) if out is not None else result
 

@@ -29,6 +29,7 @@ def tables(result: EvaluationResult) -> Iterator[Table | str]:
     if confusions := _confusions(metrics, result.class_names):
         yield "Most often confused: " + "; ".join(confusions) + "."
     yield from _remarks(metrics)
+    yield from result.remarks
     yield from result.notices
     if result.files:
         names = [uri.rpartition("/")[2] for uri in result.files]

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import heapq
 import operator
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -23,6 +24,8 @@ from manyeyes.imaging.preprocessing import Preprocessing
 TASK_EXAMPLES = 2048
 # Logits that a task holds before it adds them up: 16 MB.
 _LOGITS_AT_ONCE = 1 << 22
+# So many names of groups, and one more, travel to the driver.
+MAX_GROUPS = 10_000
 
 
 @dataclass(frozen=True)
@@ -74,13 +77,30 @@ def cut(split: Split) -> Iterator[Part]:
 
 @dataclass(frozen=True)
 class Findings:
-    """What tasks give back. `+` is exact, associative and commutative."""
+    """What tasks give back. `+` is exact, associative and commutative.
+
+    Attributes:
+        groups: names of the examples' groups; where there are more than MAX_GROUPS, the first MAX_GROUPS + 1.
+        num_grouped: examples that are of a group.
+    """
 
     sums: ClassificationSums
     notable: Notable
+    groups: frozenset[str] = frozenset()
+    num_grouped: int = 0
 
     def __add__(self, other: Findings) -> Findings:
-        return Findings(self.sums + other.sums, self.notable + other.notable)
+        return Findings(
+            self.sums + other.sums,
+            self.notable + other.notable,
+            _first_groups(self.groups | other.groups),
+            self.num_grouped + other.num_grouped,
+        )
+
+
+def _first_groups(names: Iterable[str]) -> frozenset[str]:
+    names = frozenset(names)
+    return names if len(names) <= MAX_GROUPS else frozenset(heapq.nsmallest(MAX_GROUPS + 1, names))
 
 
 def evaluate_part(job: Job, part: Part) -> Findings:
@@ -111,7 +131,7 @@ def evaluate_part(job: Job, part: Part) -> Findings:
 
     with _writer(job, part) as writer:
         for batch in _batches(job, part):
-            waiting.append(_Answered(logits_of(batch.images), batch.labels, batch.paths, batch.places))
+            waiting.append(_Answered(logits_of(batch.images), batch.labels, batch.paths, batch.places, batch.groups))
             num_waiting += len(batch.paths)
             # Sums are large where there are many classes, so they are made of many examples at once.
             if num_waiting * num_classes >= _LOGITS_AT_ONCE:
@@ -143,7 +163,8 @@ def _findings(job: Job, part: Part, start: int, answered: _Answered) -> Findings
         temperature=temperature,
         size=job.num_notable,
     )
-    return Findings(sums, notable)
+    grouped = [group for group in answered.groups if group is not None]
+    return Findings(sums, notable, _first_groups(grouped), len(grouped))
 
 
 def _writer(job: Job, part: Part) -> contextlib.AbstractContextManager[PredictionWriter | None]:
@@ -154,22 +175,24 @@ def _writer(job: Job, part: Part) -> contextlib.AbstractContextManager[Predictio
 
 @dataclass(frozen=True)
 class _Batch:
-    """Consecutive examples: uint8 images (n, height, width, channels), int32 labels (n,), n paths, n places."""
+    """Consecutive: uint8 images (n, height, width, channels), int32 labels (n,), n paths, places and groups."""
 
     images: np.ndarray
     labels: np.ndarray
     paths: list[str]
     places: list[Place]
+    groups: list[str | None]
 
 
 @dataclass(frozen=True)
 class _Answered:
-    """Consecutive examples: float32 logits (n, num_classes), int32 labels (n,), n paths, n places."""
+    """Consecutive examples: float32 logits (n, num_classes), int32 labels (n,), n paths, places and groups."""
 
     logits: np.ndarray
     labels: np.ndarray
     paths: list[str]
     places: list[Place]
+    groups: list[str | None]
 
 
 def _joined(parts: list[_Answered]) -> _Answered:
@@ -178,6 +201,7 @@ def _joined(parts: list[_Answered]) -> _Answered:
         np.concatenate([part.labels for part in parts]),
         [path for part in parts for path in part.paths],
         [place for part in parts for place in part.places],
+        [group for part in parts for group in part.groups],
     )
 
 
@@ -187,6 +211,7 @@ def _batches(job: Job, part: Part) -> Iterator[_Batch]:
     labels: list[int] = []
     paths: list[str] = []
     places: list[Place] = []
+    groups: list[str | None] = []
     with job.dataset.open_shard(part.shard) as reader:
         for index in part.row_groups:
             rows = reader.read(index)
@@ -195,11 +220,12 @@ def _batches(job: Job, part: Part) -> Iterator[_Batch]:
                 labels.append(int(rows.labels[row]))
                 paths.append(path)
                 places.append(Place(part.shard.name, index, row))
+                groups.append(rows.groups[row])
                 if len(images) == job.batch_size:
-                    yield _Batch(np.stack(images), np.array(labels, np.int32), paths, places)
-                    images, labels, paths, places = [], [], [], []
+                    yield _Batch(np.stack(images), np.array(labels, np.int32), paths, places, groups)
+                    images, labels, paths, places, groups = [], [], [], [], []
     if images:
-        yield _Batch(np.stack(images), np.array(labels, np.int32), paths, places)
+        yield _Batch(np.stack(images), np.array(labels, np.int32), paths, places, groups)
 
 
 def _preprocess(job: Job, path: str, stored: np.ndarray | bytes) -> np.ndarray:

@@ -134,6 +134,7 @@ def gather(
         dataset, fingerprint = subject.crossval.dataset, subject.crossval.dataset_fingerprint
     elif subject.evaluation is not None:
         metrics = subject.evaluation.metrics
+        notices += subject.evaluation.remarks
         class_names = subject.evaluation.class_names
         dataset, fingerprint = subject.evaluation.dataset, subject.evaluation.dataset_fingerprint
     else:
