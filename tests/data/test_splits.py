@@ -107,6 +107,34 @@ def test_more_folds_than_groups_are_refused():
         kfold(np.zeros(10, int), ["a", "b"] * 5, 3, 0)
 
 
+@pytest.mark.parametrize(
+    ("num_units", "message"),
+    [
+        (3, "5 folds of 3 groups and sets of near-duplicates are not possible. Use 2 to 3. With --no-duplicates"),
+        (2, "5 folds of 2 groups and sets of near-duplicates are not possible. Use 2. With --no-duplicates"),
+        (1, "5 folds are not possible: all 12 examples belong together by groups and sets of near-duplicates. With"),
+    ],
+)
+def test_near_duplicates_that_leave_too_little_to_divide_are_named_with_the_way_out(num_units, message):
+    with pytest.raises(UsageError) as raised:
+        kfold(np.zeros(12, int), None, 5, 0, np.arange(12) % num_units)
+    assert str(raised.value).startswith(message)
+
+
+@pytest.mark.parametrize(
+    ("groups", "message"),
+    [
+        (["a"] * 12, "5 folds are not possible: all 12 examples belong together by groups."),
+        (["a"], "5 folds are not possible: the number of examples is 1."),
+        (None, "5 folds of 4 examples are not possible. Use 2 to 4."),
+    ],
+)
+def test_without_clusters_nothing_is_said_of_near_duplicates(groups, message):
+    with pytest.raises(UsageError) as raised:
+        kfold(np.zeros(len(groups or "four"), int), groups, 5, 0)
+    assert str(raised.value) == message
+
+
 def test_what_a_group_or_a_cluster_joins_is_one_unit_with_all_whom_that_connects():
     groups = ["a", None, "b", "a", None, None, "b"]
     clusters = np.array([-1, 7, 7, -1, 3, -1, -1])
@@ -173,3 +201,23 @@ def test_what_the_splits_have_already_counts_when_groups_are_dealt():
     dealt = {"train": {"a": 70}, "test": {"a": 20}}
     splits = assign_groups({f"g{i}": {"a": 2} for i in range(5)}, {"train": 0.8, "test": 0.2}, 0, dealt)
     assert set(splits.values()) == {"train"}
+
+
+def test_of_two_equally_good_splits_the_larger_takes_the_larger_group():
+    # Both lack two of a; val is emptier, but train lacks more in all.
+    groups = {"large": {"a": 3}, "small": {"a": 1}} | {f"b{i}": {"b": 1} for i in range(10)}
+    splits = assign_groups(groups, {"val": 0.25, "train": 0.75}, 0, {"train": {"a": 4}})
+    assert (splits["large"], splits["small"]) == ("train", "val")
+
+
+@settings(deadline=None, max_examples=60)
+@given(st.lists(st.integers(1, 40), min_size=12, max_size=40), st.sampled_from([0.1, 0.2, 0.3]), st.integers(0, 99))
+def test_a_small_share_is_kept_whatever_the_sizes_of_units(sizes, share, seed):
+    sizes = [*sizes, sum(sizes) * 2 // 3]  # one unit has two fifths of all
+    units = np.repeat(np.arange(len(sizes)), sizes)
+    labels = np.random.default_rng(seed).integers(0, 3, len(units))
+    splits = assign_units(labels, units, {"val": share, "train": 1 - share}, seed)
+    assert splits[-1] == 1
+    val = (splits == 0).sum()
+    # Never farther off than a unit's size.
+    assert abs(val - share * len(units)) <= max(sizes[:-1])

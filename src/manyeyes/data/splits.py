@@ -89,7 +89,8 @@ def assign_groups(
     """Give whole groups to splits (or folds), as near to the shares of every label as the groups allow.
 
     Greedy: from the largest group to the smallest, each goes where the squared distance to the wanted counts grows
-    least.
+    least; of equals to the split that lacks most of all labels together, so that a small one is not given the larger
+    of two groups.
 
     Args:
         groups: group -> label -> number of entries.
@@ -104,6 +105,7 @@ def assign_groups(
     totals: Counter[str] = Counter()
     for counts in (*groups.values(), *have_of.values()):
         totals.update(counts)
+    total = totals.total()
     ordered = sorted(groups, key=lambda group: (-sum(groups[group].values()), _uniform(seed, "group", group), group))
     splits = {}
     for group in ordered:
@@ -116,11 +118,7 @@ def assign_groups(
                 for label, count in counts.items()
             )
 
-        # On a tie the least filled split, so that equal groups spread.
-        best = min(
-            shares,
-            key=lambda split: (growth(split), have_of[split].total() / shares[split] if shares[split] else np.inf),
-        )
+        best = min(shares, key=lambda split: (growth(split), have_of[split].total() - shares[split] * total))
         have_of[best].update(counts)
         splits[group] = best
     return splits
@@ -250,9 +248,23 @@ def kfold(
     units = merge_units(groups, clusters, len(labels))
     num_units = len(np.unique(units))
     if not 2 <= k <= num_units:
-        what = "examples" if num_units == len(labels) else "groups"
-        raise UsageError(f"{k} folds of {num_units} {what} are not possible. Use 2 to {num_units}.")
+        raise UsageError(_impossible(k, num_units, len(labels), clusters is not None))
     return assign_units(labels, units, {str(fold): 1 / k for fold in range(k)}, seed, keys)
+
+
+def _impossible(k: int, num_units: int, num_examples: int, has_clusters: bool) -> str:
+    is_joined = num_units < num_examples
+    what = "groups and sets of near-duplicates" if has_clusters else "groups"
+    if num_units > 1:
+        possible = "2" if num_units == 2 else f"2 to {num_units}"
+        text = f"{k} folds of {num_units} {what if is_joined else 'examples'} are not possible. Use {possible}."
+    elif is_joined:
+        text = f"{k} folds are not possible: all {num_examples} examples belong together by {what}."
+    else:
+        text = f"{k} folds are not possible: the number of examples is {num_examples}."
+    if has_clusters and is_joined and k >= 2:
+        text += " With --no-duplicates only groups stay together."
+    return text
 
 
 def _uniform(seed: int, *words: str) -> float:
