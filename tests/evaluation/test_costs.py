@@ -20,6 +20,12 @@ def test_rows_and_columns_may_come_in_any_order(tmp_path):
     assert read_cost_matrix(str(file), NAMES).tolist() == [[0, 5, 1.5], [-1, 0, 7], [2, 3, 0]]
 
 
+def test_class_names_with_blanks_at_their_ends_are_found(tmp_path):
+    file = tmp_path / "costs.csv"
+    file.write_text(", cat,cat, dog \n cat,0,1,2\ncat,3,0,4,\n dog ,5,6,0\n")
+    assert read_cost_matrix(str(file), (" cat", "cat", "dog")).tolist() == [[0, 1, 2], [3, 0, 4], [5, 6, 0]]
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [
@@ -29,6 +35,10 @@ def test_rows_and_columns_may_come_in_any_order(tmp_path):
         (
             ',cat,dog,"red, or so"\ncat,0,1,1\ndog,1,0\n"red, or so",1,1,0\n',
             "has '' for 'dog' taken for 'red, or so', which is not a number",
+        ),
+        (
+            ',cat,dog,"red, or so"\ncat,0,1,1\ndog,1,0,1,7\n"red, or so",1,1,0\n',
+            "has 4 numbers for 'dog', expected 3",
         ),
         (',cat,dog,"red, or so"\ncat,0,inf,1\ndog,1,0,1\n"red, or so",1,1,0\n', "has 'inf' for 'cat' taken for 'dog'"),
     ],

@@ -75,6 +75,13 @@ def test_few_examples_of_a_class_are_said():
     assert "1 class has fewer than 10 examples" in printed(dataclasses.replace(result, metrics=metrics))
 
 
+@pytest.mark.parametrize(("confidence", "shown"), [(0.95, "95%"), (0.975, "97.5%"), (0.999, "99.9%")])
+def test_the_confidence_of_the_intervals_is_shown_as_it_was_asked_for(confidence, shown):
+    result = result_with(3)
+    metrics = dataclasses.replace(result.metrics, confidence=confidence)
+    assert f" {shown} interval" in printed(dataclasses.replace(result, metrics=metrics))
+
+
 def decoded(png: bytes) -> np.ndarray:
     return cv2.imdecode(np.frombuffer(png, np.uint8), cv2.IMREAD_COLOR)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
+import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -168,11 +169,13 @@ def test_the_command_prints_tables_json_and_a_page(evaluation: str, other: Path,
     assert done.exit_code == 0, done.output
     for expected in ("30 examples of test", "only one is right", "McNemar", "less", "p values are not corrected"):
         assert expected in done.stdout
+    assert re.search(r"Accuracy +│ -\d+\.\d\d points │ +-\d+\.\d\d to [+-]\d+\.\d\d points │", done.stdout)
     done = CliRunner().invoke(app, ["compare", evaluation, str(other), "--json"])
     assert json.loads(done.stdout)["against"][0]["how"] == "examples"
     page = show(page_file)
     assert page.evaluate("document.querySelectorAll('section').length") == 4
     assert "exact McNemar test" in page.text("against-0")
+    assert re.search(r"Accuracy\s*−\d+\.\d\d\spoints\s*−\d+\.\d\d to [+−]\d+\.\d\d\spoints", page.text("against-0"))
     assert page.evaluate("document.querySelectorAll('#classes-table tbody tr').length") == 3
     assert [url for url in page.requested() if not url.startswith("data:")] == [f"file://{page_file}"]
 

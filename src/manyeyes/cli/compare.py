@@ -87,15 +87,21 @@ def _differences(against: Against, first: str, figures: dict[str, Figure], confi
     from rich.markup import escape
     from rich.table import Table
 
+    from manyeyes.evaluation.intervals import level_text
+
     table = Table(title=f"{escape(against.name)} less {escape(first)}", title_justify="left")
     table.add_column("figure")
-    for name in ("difference", f"{confidence:.0%} interval", "p"):
+    for name in ("difference", f"{level_text(confidence)} interval", "p"):
         table.add_column(name, justify="right")
     for each in against.differences:
-        form = "+.2%" if figures[each.name].form == "share" else "+.4f"
-        interval = "" if each.low is None or each.high is None else f"{each.low:{form}} to {each.high:{form}}"
+        # A difference of shares is told in percentage points: "-24%" would be taken for a part of the first.
+        of_shares = figures[each.name].form == "share"
+        scale, form, unit = (100, "+.2f", " points") if of_shares else (1, "+.4f", "")
+        interval = ""
+        if each.low is not None and each.high is not None:
+            interval = f"{scale * each.low:{form}} to {scale * each.high:{form}}{unit}"
         p_value = "" if each.p_value is None else f"{each.p_value:.3g}"
-        table.add_row(figures[each.name].title, f"{each.value:{form}}", interval, p_value)
+        table.add_row(figures[each.name].title, f"{scale * each.value:{form}}{unit}", interval, p_value)
     if against.mcnemar is not None:
         counts = against.mcnemar
         table.add_row(

@@ -30,7 +30,8 @@ def read_cost_matrix(uri: str, class_names: Sequence[str]) -> np.ndarray:
         raise UsageError(f"The cost matrix {uri} can't be read: {error}. {mend}") from None
     if not rows:
         raise UsageError(f"The cost matrix {uri} is empty. {mend}")
-    predicted, true = [name.strip() for name in rows[0][1:]], [row[0].strip() for row in rows[1:]]
+    known = set(class_names)
+    predicted, true = [_name(text, known) for text in rows[0][1:]], [_name(row[0], known) for row in rows[1:]]
     for what, names in (("row", predicted), ("column", true)):
         if sorted(names) != sorted(class_names):
             odd = [*(set(class_names) ^ set(names)), *(name for name in names if names.count(name) > 1)]
@@ -40,17 +41,27 @@ def read_cost_matrix(uri: str, class_names: Sequence[str]) -> np.ndarray:
             )
     costs = np.empty((len(class_names), len(class_names)))
     labels = {name: label for label, name in enumerate(class_names)}
-    for row in rows[1:]:
+    for name_of_row, row in zip(true, rows[1:], strict=True):
+        if any(text.strip() for text in row[1 + len(predicted) :]):
+            raise UsageError(
+                f"The cost matrix {uri} has {len(row) - 1} numbers for {name_of_row!r}, expected {len(predicted)}. "
+                f"{mend}"
+            )
         for name, text in zip(predicted, row[1:] + [""] * len(predicted), strict=False):
             try:
                 cost = float(text)
             except ValueError:
                 cost = math.nan
             if not math.isfinite(cost):
-                where = f"{row[0].strip()!r} taken for {name!r}"
+                where = f"{name_of_row!r} taken for {name!r}"
                 raise UsageError(f"The cost matrix {uri} has {text!r} for {where}, which is not a number. {mend}")
-            costs[labels[row[0].strip()], labels[name]] = cost
+            costs[labels[name_of_row], labels[name]] = cost
     return costs
+
+
+def _name(text: str, known: set[str]) -> str:
+    # Blanks around a name are of the file, unless a class is called so.
+    return text if text in known else text.strip()
 
 
 def mean_cost(confusion_matrix: np.ndarray, costs: np.ndarray, confidence: float) -> tuple[float, Interval | None]:

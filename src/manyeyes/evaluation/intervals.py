@@ -17,6 +17,7 @@ __all__ = [
     "bounded_interval",
     "confusion_intervals",
     "ece_interval",
+    "level_text",
     "mean_interval",
     "symmetric_interval",
     "wilson_interval",
@@ -33,6 +34,11 @@ _DRAWS_AT_ONCE = 2_000_000
 
 # From draws (replicates, cells) to figures (figures, replicates).
 Statistics = Callable[[np.ndarray], np.ndarray]
+
+
+def level_text(confidence: float) -> str:
+    """A confidence for people: 0.95 is "95%", 0.999 is "99.9%"."""
+    return f"{100 * confidence:.6g}%"
 
 
 def mean_interval(total_units: int, square_units: int, num: int, confidence: float) -> Interval | None:

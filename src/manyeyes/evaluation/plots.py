@@ -12,6 +12,7 @@ import numpy as np
 
 from manyeyes import storage
 from manyeyes.errors import MissingExtraError
+from manyeyes.evaluation.intervals import level_text
 from manyeyes.evaluation.metrics import Summary
 
 if TYPE_CHECKING:
@@ -55,7 +56,7 @@ def confusion_matrix_png(metrics: Summary, class_names: Sequence[str]) -> bytes:
     axes.set_ylabel("true class")
     low, high = metrics.accuracy_interval.low, metrics.accuracy_interval.high
     axes.set_title(
-        f"accuracy {metrics.accuracy:.2%}  ({metrics.confidence:.0%} interval {low:.2%} to {high:.2%})\n"
+        f"accuracy {metrics.accuracy:.2%}  ({level_text(metrics.confidence)} interval {low:.2%} to {high:.2%})\n"
         f"{metrics.num_examples:,} examples, {num_classes} classes",
         fontsize=10,
         loc="left",

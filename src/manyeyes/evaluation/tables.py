@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from manyeyes.evaluation.evaluate import EvaluationResult
-from manyeyes.evaluation.intervals import Interval
+from manyeyes.evaluation.intervals import Interval, level_text
 from manyeyes.evaluation.metrics import ClassMetrics, Summary
 
 if TYPE_CHECKING:
@@ -42,7 +42,7 @@ def _figures(metrics: Summary) -> Table:
     table = Table()
     table.add_column("metric")
     table.add_column("value", justify="right")
-    table.add_column(f"{metrics.confidence:.0%} interval", justify="right")
+    table.add_column(f"{level_text(metrics.confidence)} interval", justify="right")
     table.add_row("accuracy", f"[bold]{metrics.accuracy:.2%}[/bold]", _interval(metrics.accuracy_interval, 2))
     for k, value in metrics.top_k_accuracy.items():
         if k != "1":

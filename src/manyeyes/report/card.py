@@ -6,6 +6,7 @@ import re
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 
+from manyeyes.evaluation.intervals import level_text
 from manyeyes.evaluation.metrics import ClassMetrics, Summary
 
 if TYPE_CHECKING:
@@ -76,7 +77,7 @@ def _figures(report: Report) -> str:
     rows = [(figure.title, figure.text(figure.value), figure.interval_text or "–") for figure in report.figures]
     return (
         f"## Figures\n\nOn {metrics.num_examples:,} images of {_code(found.split)} of {_code(found.dataset)}.\n\n"
-        f"{_table(('Figure', 'Value', f'{metrics.confidence:.0%} interval'), rows)}"
+        f"{_table(('Figure', 'Value', f'{level_text(metrics.confidence)} interval'), rows)}"
     )
 
 

@@ -10,6 +10,7 @@ import manyeyes
 from manyeyes import config, storage
 from manyeyes.errors import UsageError
 from manyeyes.evaluation import paired
+from manyeyes.evaluation.intervals import level_text
 from manyeyes.evaluation.predictions import DIRECTORY_NAME
 from manyeyes.evaluation.resampling import McNemar
 from manyeyes.report import differences
@@ -130,8 +131,8 @@ def _compare_evaluations(subjects: list[Subject], names: list[str]) -> ComparedR
             )
         if other.metrics.confidence != first.metrics.confidence:
             raise UsageError(
-                f"{subjects[0].uri} has {first.metrics.confidence:.0%} intervals, {subject.uri} "
-                f"{other.metrics.confidence:.0%}. Evaluate both with the same --confidence."
+                f"{subjects[0].uri} has {level_text(first.metrics.confidence)} intervals, {subject.uri} "
+                f"{level_text(other.metrics.confidence)}. Evaluate both with the same --confidence."
             )
     figures = [figures_of(each.metrics) for each in found]
     kept = [_predictions(subject) for subject in subjects]

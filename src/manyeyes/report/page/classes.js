@@ -2,7 +2,7 @@
 "use strict";
 
 function showClasses(names) {
-  const {classes, confidence} = report.metrics, level = `${Math.round(100 * confidence)}${NBSP}%`;
+  const {classes, confidence} = report.metrics, level = levelText(confidence);
   const train = report.balance?.written?.train;
   const share = (key, title, narrow, bar = false) => ({title, narrow, bar, value: label => classes[key][label], cell: label => percent(classes[key][label])});
   const bounds = (key, has) => ({

@@ -16,6 +16,7 @@ const drawn = (tag, attributes = {}, ...children) => {
   return made;
 };
 const percent = (share, digits = 1) => share === null || share === undefined ? NONE : (100 * share).toFixed(digits) + NBSP + "%";
+const levelText = confidence => +(100 * confidence).toPrecision(6) + NBSP + "%";
 const decimal = (value, digits = 4) => value === null || value === undefined ? NONE : value.toFixed(digits);
 const counted = number => number.toLocaleString("en");
 const plural = (number, word) => `${counted(number)} ${word}${number === 1 ? "" : /s$/.test(word) ? "es" : "s"}`;

@@ -2,14 +2,16 @@
 "use strict";
 
 const HOW = {folds: "paired on the same folds", examples: "paired by examples where a p value or “paired” says so", unpaired: "unpaired"};
-const signed = (figure, value) => (value > 0 ? "+" : "") + valueText(figure, value).replace("-", "−");
-const signedBounds = (figure, {low, high}) => low === null ? "" : `${signed(figure, low).replace(NBSP + "%", "")} to ${signed(figure, high)}`;
+const withSign = (value, digits) => (value > 0 ? "+" : "") + value.toFixed(digits).replace("-", "−");
+// A difference of shares is told in percentage points: "−24 %" would be taken for a part of the first.
+const signed = (figure, value) => figure.form === "share" ? withSign(100 * value, 2) + NBSP + "points" : withSign(value, 4);
+const signedBounds = (figure, {low, high}) => low === null ? "" : `${signed(figure, low).replace(NBSP + "points", "")} to ${signed(figure, high)}`;
 
 function showComparison() {
   const {entries, against, class_names: names} = report, first = entries[0];
   const figures = [...new Map(entries.flatMap(entry => entry.figures).map(figure => [figure.name, figure])).values()];
   const of = (entry, name) => entry.figures.find(figure => figure.name === name);
-  const level = `${Math.round(100 * report.confidence)}${NBSP}% interval`;
+  const level = `${levelText(report.confidence)} interval`;
   byId("on").textContent = `Comparison on ${report.split} of ${lastPart(report.dataset)}`;
   byId("footer").textContent = `Made by ${report.made.by}. This page asks nothing of any machine.`;
   if (report.notices.length) byId("main").append(make("ul", {className: "notices"}, ...report.notices.map(text => make("li", {textContent: text}))));
@@ -36,8 +38,8 @@ function showComparison() {
     section(`against-${against.indexOf(other)}`, `${other.name} less ${first.name}`,
       make("p", {className: "soft", textContent: `Differences ${HOW[other.how]}. Teal: better, orange: worse, by an interval without 0.`}),
       make("div", {className: "halves"}, plainTable(["Figure", "Difference", level, "p"], rows, "Differences"),
-        make("figure", {className: "plot"}, make("figcaption", {}, make("b", {textContent: "Differences with intervals"})), intervalChart({label: "Differences with intervals", zero: true,
-          rows: shares.map(each => ({name: figures.find(figure => figure.name === each.name).title, value: each.value, low: each.low, high: each.high})), text: (value, isTick) => isTick ? +(100 * value).toPrecision(3) + "%" : percent(value, 2)}))),
+        make("figure", {className: "plot"}, make("figcaption", {}, make("b", {textContent: "Differences with intervals, in percentage points"})), intervalChart({label: "Differences with intervals", zero: true,
+          rows: shares.map(each => ({name: figures.find(figure => figure.name === each.name).title, value: each.value, low: each.low, high: each.high})), text: (value, isTick) => isTick ? String(+(100 * value).toPrecision(3)) : signed({form: "share"}, value)}))),
       counts ? make("p", {}, make("b", {textContent: counted(counts.only_first)}), ` images only ${other.name} gets right, `, make("b", {textContent: counted(counts.only_second)}), ` only ${first.name}: exact McNemar test, p = ${counts.p_value < 0.001 ? "< 0.001" : counts.p_value.toFixed(3)}.`) : null,
       folded("How the intervals are made", make("dl", {}, ...[...new Set(other.differences.map(each => each.method))].filter(Boolean).flatMap(method => [make("dt", {textContent: method}),
         make("dd", {textContent: other.differences.filter(each => each.method === method).map(each => figures.find(figure => figure.name === each.name).title).join(", ")})]))));
@@ -48,7 +50,7 @@ function showComparison() {
     ...entries.map(entry => ({title: `F1, ${entry.name}`, narrow: true, value: label => entry.f1[label], cell: label => percent(entry.f1[label])})),
     ...entries.slice(1).map(entry => {
       const difference = label => entry.f1[label] === null || first.f1[label] === null ? null : entry.f1[label] - first.f1[label];
-      return {title: `${entry.name} less ${first.name}`, narrow: entries.length === 2, value: difference, cell: label => difference(label) === null ? NONE : (difference(label) > 0 ? "+" : "") + percent(difference(label)).replace("-", "−")};
+      return {title: `${entry.name} less ${first.name}, points`, narrow: entries.length === 2, value: difference, cell: label => difference(label) === null ? NONE : withSign(100 * difference(label), 1)};
     })];
   section("classes", "Classes", sortableTable({id: "classes-table", label: "F1 of every class", columns, noun: "class", searched: label => names[label], rows: names.map((_, label) => label)}));
 }

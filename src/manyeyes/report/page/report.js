@@ -9,7 +9,7 @@ function showNotices() {
 }
 
 function figuresTable(figures, confidence) {
-  const level = `${Math.round(100 * confidence)}${NBSP}% interval`;
+  const level = `${levelText(confidence)} interval`;
   // Of one scale, so that they can be compared by eye: down to the tenth below the lowest.
   const from = Math.floor(10 * Math.min(0.9, ...figures.filter(figure => figure.form === "share" && figure.low !== null).map(figure => figure.low))) / 10;
   return plainTable(["Figure", "Value", level, `${percent(from, 0)} to 100${NBSP}%`], figures.map(figure => [
@@ -28,7 +28,7 @@ function headline(figure, about) {
 
 function showSummary(names) {
   const {metrics, figures} = report;
-  const level = `${Math.round(100 * metrics.confidence)}${NBSP}% interval`;
+  const level = `${levelText(metrics.confidence)} interval`;
   const named = name => figures.find(figure => figure.name === name);
   const heads = ["accuracy", "balanced_accuracy", "macro_f1", "log_loss"].map(named).filter(Boolean)
     .map(figure => headline(figure, figure.low === null ? "" : `${level} ${between(figure.low, figure.high, figure.form)}`));
@@ -45,7 +45,7 @@ function showSummary(names) {
 
 function showFolds() {
   const {fold_figures: figures, folds} = report, repeats = new Set(folds.map(fold => fold.repeat)).size;
-  const level = `${Math.round(100 * report.metrics.confidence)}${NBSP}% interval`;
+  const level = `${levelText(report.metrics.confidence)} interval`;
   const plots = figures.map(figure => make("figure", {className: "plot"}, make("figcaption", {}, make("b", {textContent: figure.title})),
     intervalChart({label: `${figure.title}: mean ${valueText(figure, figure.value)}, ${between(figure.low, figure.high, figure.form)}`,
       rows: [{name: "", value: figure.value, low: figure.low, high: figure.high, dots: folds.map(fold => fold.figures[figure.name])}],
