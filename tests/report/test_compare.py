@@ -100,6 +100,16 @@ def test_classes_without_example_and_prediction_change_no_difference(tmp_path: P
         assert (few.low, few.high) == pytest.approx((many.low, many.high))
 
 
+def test_a_difference_that_is_the_same_for_every_example_has_no_interval_and_no_p(tmp_path: Path) -> None:
+    labels = np.arange(40, dtype=np.int32) % 2
+    paths = [str(row) for row in range(40)]
+    first, second = (write(tmp_path / str(k), paths, labels, k * np.eye(2)[labels]) for k in (2, 1))
+    found, _ = differences.paired(first, second, (1.0, 1.0), 2, 0.95)
+    for each in found:
+        if each.name != "accuracy":
+            assert (each.low, each.high, each.p_value) == (None, None, None), each.name
+
+
 def test_the_paired_interval_of_accuracy_holds_the_true_difference_as_often_as_it_says() -> None:
     # Two models, one of which alone is right on 10 % of the examples, the other alone on 5 %.
     draws = np.random.default_rng(2).multinomial(200, (0.85, 0.1, 0.05), size=1000)
@@ -132,6 +142,12 @@ def test_evaluations_with_predictions_are_compared_example_by_example(evaluation
     (itself,) = compare([evaluation, evaluation]).against
     assert itself.mcnemar == dataclasses.replace(against.mcnemar, only_first=0, only_second=0, p_value=1.0)
     assert {each.value for each in itself.differences} == {0.0}
+    for each in itself.differences:
+        assert each.low is None or each.low < each.high, f"{each.name} would be certain"
+    of_itself = {each.name: each for each in itself.differences}
+    for name in ("balanced_accuracy", "macro_f1", "log_loss", "brier_score"):
+        assert (of_itself[name].low, of_itself[name].high) == (None, None)
+    assert (of_itself["macro_f1"].p_value, of_itself["log_loss"].p_value) == (None, 1.0)
 
 
 def test_without_predictions_the_difference_is_told_as_unpaired(evaluation: str, other: Path) -> None:

@@ -24,6 +24,7 @@ _PAIRED_SHARE = "paired, normal with half an example added to each cell (Agresti
 _PAIRED_MEAN = "paired, normal, of the differences example by example"
 _PAIRED_BOOTSTRAP = "paired, percentiles of {} bootstrap replicates of the examples, seed 0"
 _NUM_REPLICATES = 400
+_ROUNDING = 1e-12
 
 
 @dataclass(frozen=True)
@@ -31,8 +32,8 @@ class Difference:
     """A figure of one less that of another.
 
     Attributes:
-        low, high: the interval; None where nothing is known.
-        p_value: that there is no difference; None where only an interval is known.
+        low, high: the interval; None where nothing is known, as where nothing varies: it would be a point.
+        p_value: that there is no difference; None where only an interval is known, or not even that.
         method: how the interval is made.
     """
 
@@ -96,10 +97,18 @@ def paired(
     for name, (one, other) in (("log_loss", pairs.log_losses), ("brier_score", pairs.briers)):
         each = one - other
         mean = float(each.mean())
-        error = float(each.std(ddof=1)) / math.sqrt(num) if num > 1 else 0.0
-        p_value = math.erfc(abs(mean) / error / math.sqrt(2)) if error else 1.0 if mean == 0 else 0.0
+        if not _varies(each):
+            found.append(Difference(name, mean, None, None, None if each.any() else 1.0, _PAIRED_MEAN))
+            continue
+        error = float(each.std(ddof=1)) / math.sqrt(num)
+        p_value = math.erfc(abs(mean) / error / math.sqrt(2))
         found.append(Difference(name, mean, mean - z * error, mean + z * error, p_value, _PAIRED_MEAN))
     return found, counts
+
+
+def _varies(values: np.ndarray) -> bool:
+    """Whether they differ by more than rounding."""
+    return float(np.ptp(values)) > _ROUNDING * max(1.0, float(np.abs(values).max()))
 
 
 def accuracy_interval(only_first: int, only_second: int, num: int, confidence: float) -> tuple[float, float]:
@@ -160,7 +169,8 @@ def _bootstrapped(pairs: _Pairs, num_classes: int, confidence: float) -> list[Di
     bounds = np.quantile(replicates, [tail, 1 - tail], axis=0).T
     values = figures(counts)
     method = _PAIRED_BOOTSTRAP.format(_NUM_REPLICATES)
-    return [
-        Difference(name, float(value), float(low), float(high), None, method)
-        for name, value, (low, high) in zip(("balanced_accuracy", "macro_f1"), values, bounds, strict=True)
-    ]
+    found = []
+    for index, name in enumerate(("balanced_accuracy", "macro_f1")):
+        low, high = bounds[index].tolist() if _varies(replicates[:, index]) else (None, None)
+        found.append(Difference(name, float(values[index]), low, high, None, method))
+    return found

@@ -50,7 +50,7 @@ function showFolds() {
     intervalChart({label: `${figure.title}: mean ${valueText(figure, figure.value)}, ${between(figure.low, figure.high, figure.form)}`,
       rows: [{name: "", value: figure.value, low: figure.low, high: figure.high, dots: folds.map(fold => fold.figures[figure.name])}],
       text: (value, isTick) => figure.form === "share" ? (isTick ? +(100 * value).toPrecision(4) + "%" : percent(value, 2)) : isTick ? tickText(value) : decimal(value)})));
-  const heads = figures.map(figure => headline(figure, `${level} ${between(figure.low, figure.high, figure.form)}, std ${valueText(figure, figure.std)}`));
+  const heads = figures.map(figure => headline(figure, `${figure.low === null ? "" : `${level} ${between(figure.low, figure.high, figure.form)}, `}std ${valueText(figure, figure.std)}`));
   const rows = folds.map(fold => [repeats > 1 ? `repeat ${fold.repeat}, fold ${fold.fold}` : `fold ${fold.fold}`, counted(fold.num_train), counted(fold.num_val), counted(fold.num_held_out), ...figures.map(figure => valueText(figure, fold.figures[figure.name])), String(fold.best_epoch ?? fold.epochs), fold.seconds.toFixed(0) + NBSP + "s"]);
   section("folds", "Folds", make("p", {className: "soft", textContent: `Means over ${plural(folds.length, "fold")}, each of which was held out from the training of its model. Intervals: ${figures[0].method}.`}),
     make("div", {className: "headlines"}, ...heads), make("p", {className: "soft", textContent: "Rings are folds, the line their mean, the band its interval."}), make("div", {className: "halves"}, ...plots),
