@@ -33,15 +33,16 @@ def test_intervals_hold_the_true_figures_as_often_as_they_claim():
     random = np.random.default_rng(0)
     truth = summarize(drawn(1_000_000, random), NAMES)
     held = dict.fromkeys(FIGURES, 0)
-    repetitions = 250
+    repetitions = 500
     for _ in range(repetitions):
         found = summarize(drawn(400, random), NAMES)
         for name in FIGURES:
             interval = found.accuracy_interval if name == "accuracy" else found.intervals[name]
             held[name] += interval.low <= value(truth, name) <= interval.high
     for name, number in held.items():
-        # Of 250 test sets 95 % are 238, give or take 3.4; that of the calibration error is known to hold less often.
-        assert (0.88 if name == "ece" else 0.91) <= number / repetitions <= 0.985, (name, number)
+        # Of 500 test sets 95 % are 475 with a deviation of 4.9, so 93 to 97 % are two deviations: with all
+        # intervals a tenth narrower seven of the nine figures fall below. The draws are always the same.
+        assert 0.93 <= number / repetitions <= 0.97, (name, number)
 
 
 def test_what_examples_cannot_tell_has_no_interval():
