@@ -203,6 +203,18 @@ def test_a_session_whose_java_dies_fails_its_job_and_the_next_job_gets_another()
     assert done.stdout.splitlines() == [said, "[5]"], done.stderr
 
 
+@pytest.mark.parametrize(
+    "error",
+    [
+        ConnectionResetError(104, "Connection reset by peer"),
+        ValueError("not enough values to unpack (expected at least 2, got 0)"),
+        Exception("Answer from Java side is empty"),
+    ],
+)
+def test_whatever_the_death_of_java_breaks_first_it_is_told_as_the_end_of_the_session(error):
+    assert str(job_error(error)).startswith("The Spark session ended while the job ran.")
+
+
 def test_other_pythons_on_the_executors_are_named():
     # As Spark 4.3 says it; no second Python is sure to be installed here.
     error = Exception(

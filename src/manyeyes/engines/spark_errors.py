@@ -7,8 +7,10 @@ import re
 
 from manyeyes.errors import EngineError
 
-# What is said when the session was stopped, or when its Java died.
-_SESSION_ENDED = r"SparkContext (was shut|has been shut)|Py4JNetworkError|Answer from Java side is empty"
+# What is said when the session was stopped, or when its Java died: the last is Python's, of an answer cut short.
+_SESSION_ENDED = (
+    r"SparkContext (was shut|has been shut)|Py4JNetworkError|Answer from Java side is empty|not enough values to unpack"
+)
 
 
 def is_death(message: str) -> bool:
