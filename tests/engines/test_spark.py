@@ -209,6 +209,7 @@ def test_a_session_whose_java_dies_fails_its_job_and_the_next_job_gets_another()
         ConnectionResetError(104, "Connection reset by peer"),
         ValueError("not enough values to unpack (expected at least 2, got 0)"),
         Exception("Answer from Java side is empty"),
+        type("Py4JNetworkError", (Exception,), {})("Error while sending or receiving"),
     ],
 )
 def test_whatever_the_death_of_java_breaks_first_it_is_told_as_the_end_of_the_session(error):

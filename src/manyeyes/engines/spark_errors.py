@@ -41,7 +41,9 @@ def job_error(error: Exception) -> EngineError:
     program = re.search(r'Cannot run program "([^"]+)"', message)
     if program:
         return EngineError(f"The executors have no {program[1]}. Name their Python by the setting python.")
-    if isinstance(error, ConnectionError) or re.search(_SESSION_ENDED, message):
+    # By its name, as py4j is there with Spark only.
+    lost = isinstance(error, ConnectionError) or type(error).__name__ == "Py4JNetworkError"
+    if lost or re.search(_SESSION_ENDED, message):
         return session_ended()
     lines = [line for line in message.splitlines() if line.strip() and not line.startswith("\tat ")]
     cause = next((line for line in reversed(lines) if re.match(r"\w[\w.]*(Error|Exception)\b", line)), "")
