@@ -31,7 +31,7 @@ from manyeyes.engines.failures import Failure, death_error, pickle_item, pickle_
 from manyeyes.engines.spark_errors import cause_of_death, is_death, job_error, message_of, session_ended
 from manyeyes.engines.spark_session import SparkSettings, attempts_of_spark, connect, is_alive, is_local, num_slots
 from manyeyes.engines.spark_tasks import Work, failed_rank, run_rank, run_task
-from manyeyes.errors import TaskError, UsageError
+from manyeyes.errors import EngineError, TaskError, UsageError
 
 if TYPE_CHECKING:
     from pyspark import SparkContext
@@ -145,8 +145,23 @@ class SparkEngine:
                     jobs.fill(tasks)
                     yield task.index, pickle.loads(task.outcome)
                 else:
-                    _judge(fn, task)
+                    try:
+                        _judge(fn, task)
+                    except EngineError as error:
+                        # Whatever call Java's death breaks first, and however: it is the end of the session.
+                        if not isinstance(error, TaskError) and self._has_ended():
+                            raise session_ended() from error
+                        raise
                     jobs.start(task)
+
+    def _has_ended(self) -> bool:
+        """Whether the session is gone; Java may take a moment to be seen as dead."""
+        deadline = time.monotonic() + 1
+        while self._context is not None and is_alive(self._context):
+            if time.monotonic() > deadline:
+                return False
+            time.sleep(0.05)
+        return True
 
     def _pickle_function(self, fn: Callable[..., Any]) -> bytes:
         return pickle_value(with_environment(fn, self.settings.pass_environment), describe_failure(fn))

@@ -42,7 +42,7 @@ def job_error(error: Exception) -> EngineError:
     if program:
         return EngineError(f"The executors have no {program[1]}. Name their Python by the setting python.")
     # By its name, as py4j is there with Spark only.
-    lost = isinstance(error, ConnectionError) or type(error).__name__ == "Py4JNetworkError"
+    lost = isinstance(error, OSError | EOFError) or type(error).__name__ == "Py4JNetworkError"
     if lost or re.search(_SESSION_ENDED, message):
         return session_ended()
     lines = [line for line in message.splitlines() if line.strip() and not line.startswith("\tat ")]
