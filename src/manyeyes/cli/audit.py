@@ -10,9 +10,7 @@ from manyeyes.cli import common
 
 
 def command(
-    dataset: Annotated[
-        str, typer.Argument(metavar="DATASET", help="Dataset directory, made by `manyeyes ingest`.", show_default=False)
-    ],
+    dataset: common.DatasetArgument,
     out: Annotated[
         str | None,
         typer.Option("--out", "-o", help="Directory for audit.json and sheets of the images in question."),

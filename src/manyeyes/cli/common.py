@@ -18,6 +18,9 @@ if TYPE_CHECKING:
 
     from manyeyes.engines.base import Engine
 
+DatasetArgument = Annotated[
+    str, typer.Argument(metavar="DATASET", help="Dataset directory, made by `manyeyes ingest`.", show_default=False)
+]
 EngineName = Annotated[
     str, typer.Option("--engine", help=f"Where the job runs: {', '.join(ENGINE_NAMES)}.", rich_help_panel="Execution")
 ]

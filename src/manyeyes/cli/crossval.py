@@ -18,9 +18,7 @@ _SETTINGS = "Settings"
 
 
 def command(
-    dataset: Annotated[
-        str, typer.Argument(metavar="DATASET", help="Dataset directory, made by `manyeyes ingest`.", show_default=False)
-    ],
+    dataset: common.DatasetArgument,
     out: Annotated[str, typer.Option("--out", "-o", help="Directory to write.")],
     folds: Annotated[int, typer.Option(help="Parts; each is held out once.")] = 5,
     repeats: Annotated[int, typer.Option(help="Times that all of it is done, each with another division.")] = 1,

@@ -13,9 +13,7 @@ def command(
     model: Annotated[
         str, typer.Argument(metavar="MODEL", help="The run (its best checkpoint) or the bundle.", show_default=False)
     ],
-    dataset: Annotated[
-        str, typer.Argument(metavar="DATASET", help="Dataset directory, made by `manyeyes ingest`.", show_default=False)
-    ],
+    dataset: common.DatasetArgument,
     split: Annotated[str, typer.Option(help="train, val or test.")] = "test",
     out: Annotated[
         str | None,

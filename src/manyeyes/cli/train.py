@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from manyeyes.cli.common import (
+    DatasetArgument,
     EngineConfig,
     EngineName,
     EngineSet,
@@ -28,9 +29,7 @@ _SETTINGS = "Settings"
 
 
 def command(
-    dataset: Annotated[
-        str, typer.Argument(help="Dataset directory, made by `manyeyes ingest`.", metavar="DATASET", show_default=False)
-    ],
+    dataset: DatasetArgument,
     out: Annotated[str, typer.Option("--out", "-o", help="Run directory to write.")],
     model: Annotated[
         str | None,

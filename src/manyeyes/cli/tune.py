@@ -18,9 +18,7 @@ _NUM_SHOWN = 10
 
 
 def command(
-    dataset: Annotated[
-        str, typer.Argument(metavar="DATASET", help="Dataset directory, made by `manyeyes ingest`.", show_default=False)
-    ],
+    dataset: common.DatasetArgument,
     recipe: Annotated[str, typer.Option(help="Recipe (TOML) whose [search] section declares ranges.")],
     out: Annotated[str, typer.Option("--out", "-o", help="Directory to write.")],
     trials: Annotated[int, typer.Option(help="Trainings in all, with those of earlier calls.")] = 20,
@@ -111,6 +109,8 @@ def _table(result: TuneResult) -> Table:
     from rich.markup import escape
     from rich.table import Table
 
+    from manyeyes.training.tune import ranked
+
     keys = list(result.best.values)
     table = Table()
     table.add_column("trial", justify="right")
@@ -118,9 +118,7 @@ def _table(result: TuneResult) -> Table:
     table.add_column("state")
     for key in keys:
         table.add_column(escape(key), justify="right")
-    sign = -1 if result.metric == "val_accuracy" else 1
-    ended = [trial for trial in result.trials if trial.best is not None]
-    for trial in sorted(ended, key=lambda each: (sign * (each.best or 0.0), each.number))[:_NUM_SHOWN]:
+    for trial in ranked(result.trials, result.metric)[:_NUM_SHOWN]:
         style = "bold" if trial.number == result.best.number else ""
         shown = [escape(_short(trial.values[key])) for key in keys]
         table.add_row(str(trial.number), f"{trial.best:.4f}", str(trial.state), *shown, style=style)

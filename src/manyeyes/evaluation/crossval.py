@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import json
 import math
 import time
 from collections.abc import Callable, Iterator
@@ -34,6 +33,7 @@ from manyeyes.evaluation.evaluate import evaluate
 from manyeyes.evaluation.folds import HELD_OUT, Folds, FoldSettings, divide
 from manyeyes.evaluation.metrics import ClassificationSums, Summary, summarize
 from manyeyes.evaluation.resampling import Resampled, resampled
+from manyeyes.training.kept_plan import keep_plan
 from manyeyes.training.run import CONFIG_NAME
 from manyeyes.training.settings import TrainSettings
 from manyeyes.training.trainer import train
@@ -41,7 +41,6 @@ from manyeyes.training.trainer import train
 FORMAT = "manyeyes.crossval"
 FORMAT_VERSION = 1
 RESULT = "crossval.json"
-PLAN = "plan.json"
 FOLD = "fold.json"
 # So that rows of all files can be numbered.
 _MAX_ROWS_OF_FILE = 1 << 32
@@ -160,16 +159,14 @@ def crossval(
     settings = folds.settings
     if against is not None:
         require_same_folds(data.manifest.fingerprint, folds.fingerprint, against)
-    plan = {
+    plan: dict[str, Any] = {
         "dataset": dataset,
         "dataset_fingerprint": data.manifest.fingerprint,
         "folds_fingerprint": folds.fingerprint,
         "settings": config.to_dict(settings),
         "recipe": config.to_dict(recipe),
     }
-    # As it is read back: tuples are lists there.
-    plan = json.loads(storage.canonical_json(plan))
-    _keep_plan(out, plan)
+    plan = keep_plan(out, plan, "cross-validation")
     done, failed = _run_folds(engine, data, folds, out, recipe, confidence, on_fold)
     if failed:
         first = failed[0]
@@ -255,24 +252,6 @@ class _Task:
     @property
     def uri(self) -> str:
         return storage.join(self.out, "folds", f"repeat-{self.repeat}-fold-{self.fold}")
-
-
-def _keep_plan(out: str, plan: dict[str, Any]) -> None:
-    uri = storage.join(out, PLAN)
-    try:
-        before = storage.read_json(uri)
-    except FileNotFoundError:
-        if storage.exists(out) and next(storage.iterate_directory(out), None) is not None:
-            raise UsageError(f"{out} is not empty and holds no cross-validation. Give another --out.") from None
-        storage.check_writable(out)
-        storage.write_json(uri, plan)
-        return
-    differing = sorted(key for key in plan if plan[key] != before.get(key))
-    if differing:
-        raise UsageError(
-            f"{out} holds a cross-validation with another {', '.join(differing)}. "
-            "Go on with it by the same command, or give another --out."
-        )
 
 
 def _run_folds(

@@ -13,9 +13,8 @@ OUT/
 from __future__ import annotations
 
 import dataclasses
-import json
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -26,13 +25,14 @@ from manyeyes.engines.base import Engine
 from manyeyes.engines.registry import create_engine
 from manyeyes.errors import ManyeyesError, TaskError, TrainingError, UsageError
 from manyeyes.training.events import EpochEnd, Event
+from manyeyes.training.kept_plan import keep_plan
 from manyeyes.training.run import CONFIG_NAME
 from manyeyes.training.search import Metric, Search, Trial, create_study, is_worse_than_most
 from manyeyes.training.trainer import train
 
 FORMAT = "manyeyes.tune"
 FORMAT_VERSION = 1
-PLAN, TRIAL, PROGRESS, RESULT = "plan.json", "trial.json", "progress.json", "result.json"
+TRIAL, PROGRESS, RESULT = "trial.json", "progress.json", "result.json"
 RECIPE, SUMMARY = "recipe.toml", "tune.json"
 # What a trial's run needs only to be gone on with.
 _CHECKPOINTS = "checkpoints"
@@ -105,16 +105,15 @@ def tune(
         "search": config.to_dict(search),
         "metric": metric,
     }
-    _keep_plan(out, json.loads(storage.canonical_json(plan)))
+    keep_plan(out, plan, "search")
     engine = engine or create_engine("local")
     driver = _Driver(dataset, out, search, metric, prune, seed, num_trials, on_trial)
     driver.run(engine)
-    ended = [trial for trial in driver.trials.values() if trial.state == "complete" and trial.best is not None]
+    ended = [trial for trial in ranked(driver.trials.values(), metric) if trial.state == "complete"]
     if not ended:
         whys = {trial.why for trial in driver.trials.values() if trial.why}
         raise TrainingError(f"No trial was completed: {'; '.join(sorted(whys)[:3]) or 'none was started'}.")
-    sign = -1 if metric == "val_accuracy" else 1
-    best = min(ended, key=lambda trial: (sign * (trial.best or 0.0), trial.number))
+    best = ended[0]
     for trial in driver.trials.values():
         if trial.number != best.number:
             _forget_checkpoints(_uri_of(out, trial.number))
@@ -130,6 +129,13 @@ def tune(
     )
     storage.write_json(storage.join(out, SUMMARY), result.to_dict())
     return result
+
+
+def ranked(trials: Iterable[Trial], metric: Metric) -> list[Trial]:
+    """The trials of which an epoch ended, the best first; of equals the earlier."""
+    sign = -1 if metric == "val_accuracy" else 1
+    reached = [(sign * trial.best, trial.number, trial) for trial in trials if trial.best is not None]
+    return [trial for _, _, trial in sorted(reached, key=lambda each: each[:2])]
 
 
 class _Driver:
@@ -324,22 +330,6 @@ def _forget_checkpoints(uri: str) -> None:
     checkpoints = storage.join(uri, "run", _CHECKPOINTS)
     if storage.exists(checkpoints):
         storage.remove(checkpoints, recursive=True)
-
-
-def _keep_plan(out: str, plan: dict[str, Any]) -> None:
-    before = _read(storage.join(out, PLAN))
-    if before is None:
-        if storage.exists(out) and next(storage.iterate_directory(out), None) is not None:
-            raise UsageError(f"{out} is not empty and holds no search. Give another --out.")
-        storage.check_writable(out)
-        storage.write_json(storage.join(out, PLAN), plan)
-        return
-    differing = sorted(key for key in plan if plan[key] != before.get(key))
-    if differing:
-        raise UsageError(
-            f"{out} holds a search with another {', '.join(differing)}. Go on with it by the same command, "
-            "or give another --out."
-        )
 
 
 def _to_toml(recipe: dict[str, Any], best: Trial, metric: Metric, num_trials: int, dataset: str) -> bytes:
