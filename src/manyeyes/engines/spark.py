@@ -44,6 +44,8 @@ _MIN_AHEAD = 2
 _COUNT_SECONDS = 2.0
 # How long a gang waits for executors that a cluster is still starting.
 _GANG_PATIENCE_SECONDS = 15.0
+# How soon a dead Java is seen to be dead.
+_DEATH_SECONDS = 1.0
 # After which a job that waits for its first executor says so.
 _NO_EXECUTOR_SECONDS = 15.0
 _CANCEL_PATIENCE_SECONDS = 10.0
@@ -122,7 +124,7 @@ class SparkEngine:
         finally:
             group.cancel([thread])
         if isinstance(results, Exception):
-            raise _gang_error(results)
+            raise _gang_error(results, context)
         return [pickle.loads(result) for result in results]
 
     def _run(self, fn: Callable[[Item], Result], items: Iterable[Item]) -> Generator[tuple[int, Result], None, None]:
@@ -134,7 +136,8 @@ class SparkEngine:
             return  # Spark is not started for nothing
         tasks = itertools.chain([first], tasks)  # type: ignore[assignment]
         del first
-        with contextlib.closing(_Jobs(self.context, describe_failure(fn), function, self._num_workers)) as jobs:
+        context = self.context
+        with contextlib.closing(_Jobs(context, describe_failure(fn), function, self._num_workers)) as jobs:
             jobs.fill(tasks)
             while jobs.num_running:
                 task = jobs.next_ended()
@@ -145,23 +148,8 @@ class SparkEngine:
                     jobs.fill(tasks)
                     yield task.index, pickle.loads(task.outcome)
                 else:
-                    try:
-                        _judge(fn, task)
-                    except EngineError as error:
-                        # Whatever call Java's death breaks first, and however: it is the end of the session.
-                        if not isinstance(error, TaskError) and self._has_ended():
-                            raise session_ended() from error
-                        raise
+                    _judge(fn, task, context)
                     jobs.start(task)
-
-    def _has_ended(self) -> bool:
-        """Whether the session is gone; Java may take a moment to be seen as dead."""
-        deadline = time.monotonic() + 1
-        while self._context is not None and is_alive(self._context):
-            if time.monotonic() > deadline:
-                return False
-            time.sleep(0.05)
-        return True
 
     def _pickle_function(self, fn: Callable[..., Any]) -> bytes:
         return pickle_value(with_environment(fn, self.settings.pass_environment), describe_failure(fn))
@@ -341,7 +329,7 @@ def _start_thread(target: Callable[[], None]) -> threading.Thread:
     return thread
 
 
-def _judge(fn: Callable[..., Any], task: _Task) -> None:
+def _judge(fn: Callable[..., Any], task: _Task, context: SparkContext) -> None:
     """Raise when a task that was not done is not to be tried again."""
     if isinstance(task.outcome, Failure):
         task.outcome.raise_if_on_purpose()
@@ -351,7 +339,7 @@ def _judge(fn: Callable[..., Any], task: _Task) -> None:
     assert isinstance(task.outcome, Exception)
     message = message_of(task.outcome)
     if not is_death(message):
-        raise job_error(task.outcome) from task.outcome
+        raise _job_error(task.outcome, context) from task.outcome
     times = re.search(r"failed (\d+) times", message)
     task.num_failed += int(times[1]) if times else 1
     if task.num_failed >= MAX_ATTEMPTS:
@@ -370,7 +358,7 @@ def _check_slots(context: SparkContext, world_size: int) -> None:
         time.sleep(0.2)
 
 
-def _gang_error(error: Exception) -> Exception:
+def _gang_error(error: Exception, context: SparkContext) -> Exception:
     message = message_of(error)
     found = failed_rank(message)
     if found is not None:
@@ -379,4 +367,14 @@ def _gang_error(error: Exception) -> Exception:
     rank_of_task = re.search(r"ResultTask\(\d+, (\d+)\)", message)
     if rank_of_task and is_death(message):
         return TaskError(f"Worker {rank_of_task[1]} of the gang died ({cause_of_death(message)}).")
-    return job_error(error)
+    return _job_error(error, context)
+
+
+def _job_error(error: Exception, context: SparkContext) -> EngineError:
+    """What a job that failed by no task's fault means: whatever Java's death breaks first, it ends the session."""
+    deadline = time.monotonic() + _DEATH_SECONDS
+    while is_alive(context):
+        if time.monotonic() > deadline:
+            return job_error(error)
+        time.sleep(0.05)
+    return session_ended()
