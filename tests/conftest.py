@@ -20,6 +20,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from xdist.scheduler import LoadScopeScheduling
 
 # The browser that tests of pages share: tests/browser.py.
 pytest_plugins = ("browser",)
@@ -36,6 +37,35 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Files with many slow tests come first, so that the processes that share the files end at about the same time."""
     slow = Counter(item.path for item in items if item.get_closest_marker("slow"))
     items.sort(key=lambda item: -slow[item.path])
+
+
+# Whatever needs the `hadoop` fixture, whose start costs a minute: one process of a test run has it and runs all of them.
+ON_HADOOP = (
+    "test_hadoop.py",
+    "test_crossval_clusters.py",
+    "test_diloco_clusters.py",
+    "test_faults.py",
+    "test_folder.py",
+    "test_hdfs.py",
+    "test_remote.py",
+    "test_remote_journey.py",
+    "test_remote_storage.py",
+    "test_same_bytes.py",
+    "storage/test_contract.py",
+)
+
+
+class ByFileAndCluster(LoadScopeScheduling):
+    """The tests of a file run in one process, and so do all that use the Hadoop cluster."""
+
+    def _split_scope(self, nodeid: str) -> str:
+        file = nodeid.partition("::")[0]
+        return "hadoop" if file.endswith(ON_HADOOP) else file
+
+
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> ByFileAndCluster:
+    """For `pytest -n 2`."""
+    return ByFileAndCluster(config, log)
 
 
 @pytest.hookimpl(wrapper=True)

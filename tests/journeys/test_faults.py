@@ -138,9 +138,12 @@ def wait_until(condition, seconds=180):
 
 def test_a_spark_executor_killed_in_mid_ingest_changes_nothing(source, expected, spark_cluster, tmp_path):
     dataset = str(tmp_path / "dataset")
+    workers = pids_in(spark_cluster.directory, "worker")
+    # Executors of an earlier session take their time to end.
+    earlier = children_of(workers)
     driver = Driver(source, dataset, "spark", None, {"master": spark_cluster.master})
     driver.wait_for_the_middle()
-    executors = children_of(pids_in(spark_cluster.directory, "worker"))
+    executors = [process_id for process_id in children_of(workers) if process_id not in earlier]
     assert len(executors) == 2
     os.kill(executors[0], signal.SIGKILL)
     assert "Spark lost executors" in driver.wait_for_the_end()
