@@ -39,7 +39,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     items.sort(key=lambda item: -slow[item.path])
 
 
-# Whatever needs the `hadoop` fixture, whose start costs a minute: one process of a test run has it and runs all of them.
+# Whatever needs the `hadoop` fixture, whose start costs a minute: one process of a test run has it and runs them all.
 ON_HADOOP = (
     "test_hadoop.py",
     "test_crossval_clusters.py",
