@@ -12,9 +12,9 @@ from typer.testing import CliRunner
 
 import manyeyes
 from manyeyes import storage
-from manyeyes.auditing.fix import _is_torn
 from manyeyes.cli.main import app
 from manyeyes.data.dataset import Dataset
+from manyeyes.data.splits import is_torn
 from manyeyes.engines.registry import create_engine
 from manyeyes.errors import DataError, UsageError
 
@@ -114,4 +114,4 @@ def test_splits_and_classes_that_mending_empties_are_named(make_dataset, mended,
 def test_a_unit_is_torn_if_its_examples_have_several_splits(rows):
     units, splits = np.array([unit for unit, _ in rows]), np.array([split for _, split in rows])
     expected = [len({split for unit, split in rows if unit == own}) > 1 for own, _ in rows]
-    assert _is_torn(units, splits).tolist() == expected
+    assert is_torn(units, splits).tolist() == expected

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections import Counter, defaultdict
+from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
@@ -15,7 +15,7 @@ from manyeyes.auditing.measuring import Measured
 from manyeyes.auditing.order import in_order
 from manyeyes.data.dataset import Dataset
 from manyeyes.data.duplicates import Duplicates
-from manyeyes.data.splits import assign_groups, join_relations
+from manyeyes.data.splits import is_torn, join_relations, join_torn
 from manyeyes.data.view import ViewRows, write_view
 from manyeyes.engines.base import Engine
 from manyeyes.errors import DataError, ManyeyesError
@@ -52,10 +52,11 @@ def write_fixed(dataset: Dataset, engine: Engine, measured: Measured, duplicates
             "another label. Correct the labels where it was ingested from; without --fix the audit lists them."
         )
     units = join_relations(duplicates.clusters[stays], measured.groups[stays])
-    is_torn = _is_torn(units, splits[stays])
-    torn = stays[is_torn]
+    are_torn = is_torn(units, splits[stays])
+    torn = stays[are_torn]
     names |= read_names(dataset, engine, torn.tolist())
-    splits[torn] = _mended(torn, units[is_torn].tolist(), labels, splits, split_names, names)
+    paths = [names[row].path for row in torn.tolist()]
+    splits[torn] = join_torn(torn, units[are_torn], labels, splits, split_names, paths)
     lines = []
     for row in np.flatnonzero(splits != before).tolist():
         to = None if splits[row] == _LEFT_OUT else split_names[splits[row]]
@@ -121,37 +122,3 @@ def _leave_out(
         reasons[others] = COPY
         kept_of |= dict.fromkeys(others, first)
     return reasons, kept_of
-
-
-def _is_torn(units: np.ndarray, splits: np.ndarray) -> np.ndarray:
-    """Whether the unit of each example lies in several splits."""
-    pairs = np.unique(np.stack([units, splits.astype(np.int64)], axis=1), axis=0)
-    found, counts = np.unique(pairs[:, 0], return_counts=True)
-    return np.isin(units, found[counts > 1])
-
-
-def _mended(
-    torn: np.ndarray,
-    units: Sequence[int],
-    labels: np.ndarray,
-    splits: np.ndarray,
-    split_names: tuple[str, ...],
-    names: Mapping[int, Named],
-) -> list[int]:
-    """The split of each torn example; units are known by their first path, so that the cut into shards has no say."""
-    path_of: dict[int, str] = {}
-    counts: dict[int, Counter[str]] = defaultdict(Counter)
-    for row, unit in zip(torn.tolist(), units, strict=True):
-        path_of[unit] = min(path_of.get(unit, names[row].path), names[row].path)
-        counts[unit][str(labels[row])] += 1
-    stays = splits != _LEFT_OUT
-    in_split = np.bincount(splits[stays], minlength=len(split_names))
-    shares = {name: float(count / stays.sum()) for name, count in zip(split_names, in_split.tolist(), strict=True)}
-    stays[torn] = False
-    dealt = {}
-    for split, name in enumerate(split_names):
-        of_label = np.bincount(labels[stays & (splits == split)])
-        dealt[name] = {str(label): int(of_label[label]) for label in np.flatnonzero(of_label).tolist()}
-    groups = {path_of[unit]: dict(sorted(counts[unit].items())) for unit in counts}
-    split_of = assign_groups(groups, shares, 0, dealt)
-    return [split_names.index(split_of[path_of[unit]]) for unit in units]

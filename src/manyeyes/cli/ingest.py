@@ -56,6 +56,10 @@ def command(
     ] = "auto",
     val: Annotated[float, typer.Option(help="Share of the validation split, where the source has none.")] = 0.1,
     test: Annotated[float, typer.Option(help="Share of the test split, where the source has no splits.")] = 0.1,
+    duplicates: Annotated[
+        bool,
+        typer.Option("--duplicates/--no-duplicates", help="Whether near-duplicates stay in one split, as groups do."),
+    ] = True,
     seed: Annotated[int, typer.Option(help="Of splits and order.")] = 0,
     shuffle: Annotated[bool, typer.Option(help="Store examples in a shuffled order, or in that of the source.")] = True,
     source_kind: Annotated[
@@ -106,6 +110,7 @@ def command(
             "encoding": encoding,
             "val": val,
             "test": test,
+            "duplicates": duplicates,
             "seed": seed,
             "shuffle": shuffle,
             "source_kind": source_kind,
@@ -123,6 +128,8 @@ def command(
         def on_progress(phase: str, done: int, total: int | None) -> None:
             if phase == "write" and done == 0:
                 progress.reset(bar, description="Writing", total=total)
+            if phase == "compare":
+                progress.reset(bar, description="Looking for near-duplicates", total=None)
             progress.update(bar, completed=done)
 
         try:
@@ -175,5 +182,10 @@ def _print_result(result: IngestResult, dataset: str) -> None:
     if not result.was_complete:
         facts += f"; {result.seconds:.1f} s, {result.images_per_second:,.0f} images/s"
     out.print(f"\n{facts}", markup=False, soft_wrap=True)
+    if result.moved:
+        moved = "1 example is" if result.moved == 1 else f"{result.moved:,} examples are"
+        out.print(f"{moved} in another split than was drawn, beside near-duplicates.", markup=False, soft_wrap=True)
+    for remark in result.remarks:
+        out.print(f"Note: {remark}", markup=False, soft_wrap=True)
     if result.num_written:
         out.print(f"Next: manyeyes train {shlex.quote(dataset)} --out RUN", markup=False, soft_wrap=True)

@@ -13,6 +13,7 @@ from manyeyes import config, storage
 from manyeyes.data.destination import check_destination, claim, finished_manifest, remove_leftovers
 from manyeyes.data.listing import Listing, list_source
 from manyeyes.data.manifest import MANIFEST_NAME, SPLITS, Counts, Manifest
+from manyeyes.data.mending import Mended, bring_together
 from manyeyes.data.scatter import Scatter
 from manyeyes.data.shards import INGEST, ShardRecord, ShardTask, ShardWriter, row_group_rows, write_shard
 from manyeyes.data.sources import Source, SourceEntry, open_source
@@ -45,6 +46,7 @@ class IngestSettings:
         channels: 3 (RGB), 1 (grey), or None: 1 where the source is known to be grey, else 3.
         encoding: "raw", "jpeg", or "auto": raw if the size is fixed and an image has at most 128 KiB of pixels.
         val, test: shares of the splits where the source has none.
+        duplicates: near-duplicates stay in one split, as groups do (see data.mending); False deals each by itself.
         seed: of splits and order.
         shuffle: False keeps the order of the source.
         source_kind: see sources.open_source.
@@ -61,6 +63,7 @@ class IngestSettings:
     encoding: Literal["auto", "raw", "jpeg"] = "auto"
     val: float = 0.1
     test: float = 0.1
+    duplicates: bool = True
     seed: int = 0
     shuffle: bool = True
     source_kind: str = "auto"
@@ -100,6 +103,8 @@ class IngestResult:
     Attributes:
         was_complete: the dataset was there already and nothing was done.
         written: split -> number of examples.
+        moved: how many of them are in another split than was dealt, so that near-duplicates lie in one.
+        remarks: what people should know of the splits, in sentences.
         quarantined, skipped: reason -> number of inputs.
         size_bytes: of all shards.
         seconds: of this run; images_per_second counts what this run read, listing included.
@@ -119,6 +124,8 @@ class IngestResult:
     size_bytes: int
     seconds: float
     images_per_second: float
+    moved: int = 0
+    remarks: tuple[str, ...] = ()
 
 
 def ingest(
@@ -137,7 +144,8 @@ def ingest(
         dataset: URI of the dataset directory to make.
         settings: defaults to IngestSettings().
         engine: where it runs; defaults to the local engine with one worker per core.
-        on_progress: called with ("list", inputs so far, None), then ("write", inputs done, inputs in all).
+        on_progress: called with ("list", inputs so far, None), then ("write", inputs done, inputs in all), and at last
+            ("compare", 0, None) where near-duplicates are looked for.
 
     Returns:
         Counts that balance, and what the dataset has.
@@ -159,8 +167,8 @@ def ingest(
     complete = None if settings.overwrite else finished_manifest(dataset, identity)
     check_destination(dataset)
     if complete is not None:
-        storage.remove(storage.join(dataset, INGEST), recursive=True)
-        return _result(dataset, complete, True, time.perf_counter() - started, 0)
+        _clean(dataset, complete)
+        return _result(dataset, complete, None, time.perf_counter() - started, 0)
     with Scatter(settings.seed if settings.shuffle else None) as scatter:
         listing = list_source(opened, settings.class_names, scatter, lambda count: report("list", count, None))
         _check_classes(listing, source)
@@ -174,19 +182,32 @@ def ingest(
             report("write", done, total)
 
         report("write", 0, total)
-        tasks = _tasks(opened, writer, listing, scatter, Fractions(settings.val, settings.test), settings.seed)
-        records = engine.map(write_shard, tasks, on_result=on_result)
-    manifest = _manifest(writer, listing, records, identity)
+        fractions = Fractions(settings.val, settings.test)
+        tasks = _tasks(opened, writer, listing, scatter, fractions, settings.seed)
+        mended = Mended(engine.map(write_shard, tasks, on_result=on_result))
+    manifest = _manifest(writer, listing, mended.records, identity)
+    dealt = [split for split in listing.shares(fractions) if sum(manifest.counts.written.get(split, ()))]
+    if settings.duplicates and len(dealt) > 1:
+        report("compare", 0, None)
+        mended = bring_together(writer, manifest, mended.records, dealt, engine)
+        manifest = _manifest(writer, listing, mended.records, identity)
     if not manifest.balances:
         raise ManyeyesError(
             f"Internal error: {dataset} does not balance: "
             f"{manifest.num_seen} seen, {manifest.counts.num_written} written, "
             f"{manifest.counts.num_quarantined} quarantined, {manifest.counts.num_skipped} skipped. Please report this."
         )
-    remove_leftovers(dataset, manifest)
     manifest.save(dataset)
-    storage.remove(storage.join(dataset, INGEST), recursive=True)
-    return _result(dataset, manifest, False, time.perf_counter() - started, listing.num_entries)
+    _clean(dataset, manifest)
+    return _result(dataset, manifest, mended, time.perf_counter() - started, listing.num_entries)
+
+
+def _clean(dataset: str, manifest: Manifest) -> None:
+    """Remove what only the ingest needed; if this is interrupted, the next call does it."""
+    records = storage.join(dataset, INGEST)
+    if storage.exists(records):
+        remove_leftovers(dataset, manifest)
+        storage.remove(records, recursive=True)
 
 
 def _check_classes(listing: Listing, source: str) -> None:
@@ -306,13 +327,13 @@ def _manifest(writer: ShardWriter, listing: Listing, records: list[ShardRecord],
     )
 
 
-def _result(dataset: str, manifest: Manifest, was_complete: bool, seconds: float, num_read: int) -> IngestResult:
+def _result(dataset: str, manifest: Manifest, mended: Mended | None, seconds: float, num_read: int) -> IngestResult:
     if not manifest.balances:
         raise DatasetError(f"{dataset}: the counts in {MANIFEST_NAME} do not balance. Ingest again with --overwrite.")
     counts = manifest.counts
     return IngestResult(
         dataset=dataset,
-        was_complete=was_complete,
+        was_complete=mended is None,
         num_seen=manifest.num_seen,
         num_written=counts.num_written,
         written={split: sum(counts.written[split]) for split in SPLITS if split in counts.written},
@@ -325,6 +346,8 @@ def _result(dataset: str, manifest: Manifest, was_complete: bool, seconds: float
         size_bytes=sum(shard.size_bytes for shard in manifest.shards),
         seconds=seconds,
         images_per_second=num_read / seconds if seconds > 0 else 0.0,
+        moved=mended.num_moved if mended else 0,
+        remarks=mended.remarks if mended else (),
     )
 
 

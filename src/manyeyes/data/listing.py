@@ -46,22 +46,31 @@ class Listing:
         """Entries without a known problem."""
         return self.num_entries - self.problems.total()
 
+    def shares(self, fractions: Fractions) -> dict[str, float]:
+        """The shares of the splits to which entries are dealt, none of them 0; an entry in another is there by name.
+
+        They are dealt by `fractions` if the source names no split but train; if it names test but no val, only val is
+        cut from them; else all are train.
+        """
+        if self.explicit_splits <= {"train"}:
+            dealt = fractions
+        elif "val" not in self.explicit_splits:
+            dealt = Fractions(fractions.val, 0.0)
+        else:
+            dealt = Fractions(0.0, 0.0)
+        shares = {"train": 1 - dealt.val - dealt.test, "val": dealt.val, "test": dealt.test}
+        return {split: share for split, share in shares.items() if share > 0}
+
     def splitter(self, fractions: Fractions, seed: int) -> Callable[[SourceEntry, int], str]:
         """Return the function from an entry and its ordinal to its split.
 
         An entry whose source says val or test stays there, and those of its group for which the source says nothing
-        follow it. The others are dealt by `fractions` if the source names no split but train; if it names test but no
-        val, only val is cut from them; else all are train.
+        follow it. The others are dealt by `shares`.
         """
-        if self.explicit_splits <= {"train"}:
-            shares = fractions
-        elif "val" not in self.explicit_splits:
-            shares = Fractions(fractions.val, 0.0)
-        else:
-            shares = Fractions(0.0, 0.0)
-        stratified = StratifiedSplit(shares, seed, self.free_by_label)
-        by_share = {"train": 1 - shares.val - shares.test, "val": shares.val, "test": shares.test}
-        of_group = assign_groups(self.free_by_group, {s: share for s, share in by_share.items() if share > 0}, seed)
+        shares = self.shares(fractions)
+        of_share = Fractions(shares.get("val", 0.0), shares.get("test", 0.0))
+        stratified = StratifiedSplit(of_share, seed, self.free_by_label)
+        of_group = assign_groups(self.free_by_group, shares, seed)
 
         def split_of(entry: SourceEntry, ordinal: int) -> str:
             if entry.split in ("val", "test"):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import hashlib
 import json
 from collections import Counter
@@ -26,8 +27,8 @@ from manyeyes.imaging.preprocessing import Preprocessing
 # What an unfinished ingest knows about itself; removed when the manifest is published.
 INGEST = ".ingest"
 # Part of every task's fingerprint: raise it when the same task would write other bytes.
-_WRITER_VERSION = 1
-_MAX_ROW_GROUP_BYTES = 1 << 30
+_WRITER_VERSION = 2
+MAX_ROW_GROUP_BYTES = 1 << 30
 _JPEG_OPTIONS = [
     cv2.IMWRITE_JPEG_QUALITY,
     92,
@@ -100,6 +101,7 @@ class ShardRecord:
         shard, quarantine: the files, where there are rows for them.
         written: number of rows by label (as a decimal string, for JSON).
         quarantined: number of rows by reason.
+        hashes: the perceptual hashes of the shard's rows: base64 of little-endian int64.
     """
 
     fingerprint: str
@@ -109,6 +111,7 @@ class ShardRecord:
     quarantine: ShardInfo | None
     written: dict[str, int]
     quarantined: dict[str, int]
+    hashes: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,7 +134,7 @@ def write_shard(task: ShardTask) -> ShardRecord:
     writer = task.writer
     record_uri = storage.join(writer.dataset, INGEST, f"{task.name}.json")
     fingerprint = task.fingerprint
-    finished = _finished_record(record_uri, fingerprint, writer.dataset)
+    finished = finished_record(record_uri, fingerprint, writer.dataset)
     if finished is not None:
         return finished
     examples: list[_Example] = []
@@ -148,8 +151,9 @@ def write_shard(task: ShardTask) -> ShardRecord:
     shard = quarantine = None
     name = f"{task.name}.parquet"
     if examples:
-        buffer, sizes = _encode_shard(examples, task.split, writer)
-        shard = _publish(storage.join(writer.dataset, SHARDS, name), buffer, name, task.split, sizes)
+        schema = shard_schema(writer.encoding, writer.class_names)
+        tables = (_table(chunk, task.split, schema) for chunk in _chunks(examples, writer.row_group_rows))
+        shard = publish_shard(writer, name, task.split, tables)
     if refused:
         buffer, sizes = encode_quarantine(refused)
         quarantine = _publish(storage.join(writer.dataset, QUARANTINE, name), buffer, name, "", sizes)
@@ -161,6 +165,7 @@ def write_shard(task: ShardTask) -> ShardRecord:
         quarantine=quarantine,
         written={str(label): count for label, count in sorted(Counter(example.label for example in examples).items())},
         quarantined=dict(sorted(Counter(row.reason.value for row in refused).items())),
+        hashes=base64.b64encode(np.array([example.phash for example in examples], "<i8").tobytes()).decode(),
     )
     storage.write_json(record_uri, config.to_dict(record))
     return record
@@ -202,7 +207,8 @@ def shard_schema(encoding: Encoding, class_names: Sequence[str]) -> pa.Schema:
     return pa.schema(fields, metadata=metadata)
 
 
-def _finished_record(record_uri: str, fingerprint: str, dataset: str) -> ShardRecord | None:
+def finished_record(record_uri: str, fingerprint: str, dataset: str) -> ShardRecord | None:
+    """Return what an earlier attempt at a task has noted, if it was the same task and its files are there."""
     try:
         record = config.from_dict(ShardRecord, storage.read_json(record_uri))
         if record.fingerprint != fingerprint:
@@ -261,13 +267,13 @@ def _encode_jpeg(image: np.ndarray) -> bytes:
     return encoded.tobytes()
 
 
-def _encode_shard(examples: list[_Example], split: str, writer: ShardWriter) -> tuple[pa.Buffer, tuple[int, ...]]:
-    schema = shard_schema(writer.encoding, writer.class_names)
+def publish_shard(writer: ShardWriter, name: str, split: str, tables: Iterable[pa.Table]) -> ShardInfo:
+    """Write a shard of which each table, of shard_schema, is a row group."""
     sink = pa.BufferOutputStream()
     sizes = []
     parquet = pq.ParquetWriter(
         sink,
-        schema,
+        shard_schema(writer.encoding, writer.class_names),
         version="2.6",
         # Pixels and JPEG don't shrink, and plain pages are read without a copy; words and numbers do.
         compression={"image.bytes": "none"}
@@ -278,10 +284,10 @@ def _encode_shard(examples: list[_Example], split: str, writer: ShardWriter) -> 
         store_schema=True,
     )
     with parquet:
-        for chunk in _chunks(examples, writer.row_group_rows):
-            parquet.write_table(_table(chunk, split, schema), row_group_size=len(chunk))
-            sizes.append(len(chunk))
-    return sink.getvalue(), tuple(sizes)
+        for table in tables:
+            parquet.write_table(table, row_group_size=table.num_rows)
+            sizes.append(table.num_rows)
+    return _publish(storage.join(writer.dataset, SHARDS, name), sink.getvalue(), name, split, tuple(sizes))
 
 
 def _chunks(examples: list[_Example], num_rows: int) -> Iterator[list[_Example]]:
@@ -290,7 +296,7 @@ def _chunks(examples: list[_Example], num_rows: int) -> Iterator[list[_Example]]
     num_bytes = 0
     for example in examples:
         size = len(example.image) if isinstance(example.image, bytes) else example.image.nbytes
-        if chunk and (len(chunk) == num_rows or num_bytes + size > _MAX_ROW_GROUP_BYTES):
+        if chunk and (len(chunk) == num_rows or num_bytes + size > MAX_ROW_GROUP_BYTES):
             yield chunk
             chunk, num_bytes = [], 0
         chunk.append(example)

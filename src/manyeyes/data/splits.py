@@ -153,6 +153,52 @@ def join_relations(*relations: np.ndarray) -> np.ndarray:
     return connected(len(relations[0]), np.concatenate(edges))
 
 
+def is_torn(units: np.ndarray, splits: np.ndarray) -> np.ndarray:
+    """Whether the unit of each example, int (n,), lies in several splits, int (n,): bool (n,)."""
+    pairs = np.unique(np.stack([units, splits.astype(np.int64)], axis=1), axis=0)
+    found, counts = np.unique(pairs[:, 0], return_counts=True)
+    return np.isin(units, found[counts > 1])
+
+
+def join_torn(
+    torn: np.ndarray,
+    units: np.ndarray,
+    labels: np.ndarray,
+    splits: np.ndarray,
+    split_names: Sequence[str],
+    keys: Sequence[str],
+) -> np.ndarray:
+    """Bring units that lie in several splits together in one, where each label's counts stay nearest to what they were.
+
+    Args:
+        torn: int (m,), ascending: the examples of such units.
+        units: int (m,): theirs.
+        labels: int (n,), of all examples.
+        splits: int (n,): the position in `split_names` of each; -1 where one takes no part.
+        keys: m names: a unit is known by its first one, so that the order of the examples has no say.
+
+    Returns:
+        int64 (m,): the split of each torn example.
+    """
+    key_of: dict[int, str] = {}
+    counts: dict[int, Counter[str]] = {}
+    for row, unit, key in zip(torn.tolist(), units.tolist(), keys, strict=True):
+        key_of[unit] = min(key_of.get(unit, key), key)
+        counts.setdefault(unit, Counter())[str(labels[row])] += 1
+    stays = splits >= 0
+    in_split = np.bincount(splits[stays], minlength=len(split_names))
+    shares = {name: float(count / stays.sum()) for name, count in zip(split_names, in_split.tolist(), strict=True)}
+    stays[torn] = False
+    dealt = {}
+    for split, name in enumerate(split_names):
+        of_label = np.bincount(labels[stays & (splits == split)])
+        dealt[name] = {str(label): int(of_label[label]) for label in np.flatnonzero(of_label).tolist()}
+    groups = {key_of[unit]: dict(sorted(counts[unit].items())) for unit in counts}
+    split_of = assign_groups(groups, shares, 0, dealt)
+    position = {name: split for split, name in enumerate(split_names)}
+    return np.array([position[split_of[key_of[unit]]] for unit in units.tolist()], np.int64)
+
+
 def assign_units(
     labels: np.ndarray, units: np.ndarray, shares: Mapping[str, float], seed: int, keys: Sequence[str] | None = None
 ) -> np.ndarray:
