@@ -32,6 +32,7 @@ photos: $(VENV)/.installed ## fine-tune EfficientNet-Lite0 on a few hundred colo
 	@VENV=$(VENV) DEMO=$(DEMO) scripts/demo.sh photos photos
 
 test: $(VENV)/.installed-dev ## install what the tests need and run them all
+	@$(BIN)/python tests/spark_classes.py
 	@$(PYTEST)
 
 test-fast: $(VENV)/.installed-dev ## only the tests that take seconds

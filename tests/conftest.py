@@ -22,13 +22,15 @@ import numpy as np
 import pytest
 from xdist.scheduler import LoadScopeScheduling
 
+import spark_classes
+
 # The browser that tests of pages share: tests/browser.py.
 pytest_plugins = ("browser",)
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 os.environ.setdefault("KERAS_BACKEND", "tensorflow")
 # Most of what a short Spark session costs is Java compiling itself at its best: half of 12 s of CPU here.
-os.environ.setdefault("SPARK_SUBMIT_OPTS", "-XX:+UseSerialGC -XX:TieredStopAtLevel=1")
+os.environ.setdefault("SPARK_SUBMIT_OPTS", f"{spark_classes.QUICK} {spark_classes.options()}")
 # A test run in the background starts with Ctrl-C ignored, and so would the commands that tests interrupt.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
@@ -325,7 +327,7 @@ def spark_cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SparkClu
         pytest.skip("java is not installed, which Spark needs")
     directory = tmp_path_factory.mktemp("spark")
     script = str(Path(__file__).parent.parent / "scripts" / "spark-standalone")
-    environment = os.environ | {"SPARK_PYTHON": sys.executable}
+    environment = os.environ | {"SPARK_PYTHON": sys.executable, "JAVA_TOOL_OPTIONS": spark_classes.options()}
     with stopped_at_the_end(script, directory):
         done = subprocess.run(
             [script, "start", str(directory), "--cores", "3", "--memory", "2g"],
