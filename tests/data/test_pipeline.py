@@ -23,6 +23,7 @@ from manyeyes.data.pipeline import InputPipeline
 from manyeyes.errors import DatasetError, UsageError
 from manyeyes.imaging.augment import Augmentation, training_view
 from manyeyes.imaging.preprocessing import Preprocessing
+from patience import wait_until
 
 AUGMENTATION = Augmentation(flip_horizontal=0.5, rotate_degrees=10, shift=0.1, brightness=0.2)
 MIX = Mix(mixup=0.4, cutmix=1.0)
@@ -64,12 +65,6 @@ def same(first, second):
 
 def input_threads():
     return [thread.name for thread in threading.enumerate() if thread.name.startswith("manyeyes-")]
-
-
-def wait_until(condition):
-    """Fails by the timeout of the test."""
-    while not condition():
-        time.sleep(0.001)
 
 
 @pytest.fixture(scope="module")

@@ -18,6 +18,7 @@ import pytest
 
 from manyeyes import storage
 from manyeyes.data.manifest import Manifest
+from patience import wait_until
 
 pytestmark = pytest.mark.slow
 
@@ -129,13 +130,6 @@ def pids_in(directory, prefix):
     return [int(path.read_text()) for path in sorted((directory / "pids").glob(f"{prefix}*.pid"))]
 
 
-def wait_until(condition, seconds=180):
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, "it did not happen in time"
-        time.sleep(0.1)
-
-
 def test_a_spark_executor_killed_in_mid_ingest_changes_nothing(source, expected, spark_cluster, tmp_path):
     dataset = str(tmp_path / "dataset")
     workers = pids_in(spark_cluster.directory, "worker")
@@ -169,7 +163,7 @@ def test_a_yarn_container_killed_in_mid_ingest_changes_nothing(source, expected,
     dataset = str(tmp_path / "dataset")
     driver = Driver(source, dataset, "hadoop", 2, **hadoop.environment)
     driver.wait_for_the_middle()
-    wait_until(lambda: task_processes(hadoop))
+    wait_until(lambda: task_processes(hadoop), seconds=180)
     process_id = task_processes(hadoop)[0]
     # The container's Java process is the parent of the task.
     parent = int(Path(f"/proc/{process_id}/stat").read_text().rpartition(")")[2].split()[1])
@@ -219,7 +213,7 @@ def test_what_was_done_before_the_driver_was_killed_is_not_done_again(
     driver.wait_for_the_middle()
     driver.kill()
     if engine == "hadoop":
-        wait_until(lambda: not task_processes(request.getfixturevalue("hadoop")))
+        wait_until(lambda: not task_processes(request.getfixturevalue("hadoop")), seconds=180)
     time.sleep(1)  # whoever still writes a shard, writes it now
     records = sorted((dataset / ".ingest").glob("*-*.json"))
     done = [path for record in records for path in dataset.glob(f"*/{record.stem}.parquet")]

@@ -17,6 +17,7 @@ from manyeyes import storage
 from manyeyes.errors import BundleError, ConfigError
 from manyeyes.recognition.bundle import Bundle
 from manyeyes.serving.folder import find_bundles, newest_first, read_settings
+from patience import wait_until
 
 
 @pytest.fixture(scope="module")
@@ -47,13 +48,6 @@ def _version(client: httpx.Client, image: bytes, query: str = "model=colours", *
     )
     assert answer.status_code == 200, answer.text
     return answer.json()["model"]["version"]
-
-
-def _wait(condition: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + 60
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
 
 
 def test_requests_choose_a_model_and_a_version(many: httpx.Client, images: dict[str, bytes], small_bundle: str) -> None:
@@ -97,7 +91,7 @@ def test_a_new_version_takes_over_without_a_dropped_request_and_the_oldest_ends(
         thread.start()
     try:
         variant(folder / "colours" / "11")
-        _wait(lambda: bool(seen) and seen[-1][1] == "11")
+        wait_until(lambda: bool(seen) and seen[-1][1] == "11")
     finally:
         stop.set()
         for thread in threads:
@@ -105,7 +99,7 @@ def test_a_new_version_takes_over_without_a_dropped_request_and_the_oldest_ends(
     assert {status for status, _ in seen} == {200}
     assert {version for _, version in seen} == {"10", "11"}
     # The newest two are kept.
-    _wait(lambda: many.post("/v1/recognize?model=colours&version=9", content=image).status_code == 404)
+    wait_until(lambda: many.post("/v1/recognize?model=colours&version=9", content=image).status_code == 404)
     assert _version(many, image, "model=colours&version=10") == "10"
 
 
@@ -124,7 +118,7 @@ def test_a_damaged_version_is_refused_with_a_line_and_the_old_one_goes_on(
     else:
         _wrong_answers(aside)
     aside.rename(folder / "colours" / version)
-    _wait(lambda: any(f"version={version} " in line and "refused" in line for line in running.lines))
+    wait_until(lambda: any(f"version={version} " in line and "refused" in line for line in running.lines))
     assert _version(many, images[".png"]) == before
     assert f'model="colours",version="{version}",outcome="refused"' in many.get("/metrics").text
     # It is not tried again and again.
@@ -145,7 +139,7 @@ def test_a_version_that_was_replaced_in_its_place_is_loaded_again(
     aside.rename(folder / "other" / "1")
     mirrored = {"red": "blue", "blue": "red", "green": "green"}[before["class_name"]]
     if mirrored != before["class_name"]:
-        _wait(lambda: answer()["class_name"] == mirrored)
+        wait_until(lambda: answer()["class_name"] == mirrored)
     assert answer()["label"] == before["label"]
 
 
@@ -157,7 +151,7 @@ def test_a_canary_gets_its_share_and_the_same_request_id_the_same_version(
     (folder / "serving.toml").write_text(
         f'default_model = "colours"\n[models.colours]\ndefault = "10"\ncanary = "{newest}"\ncanary_weight = 0.3\n'
     )
-    _wait(lambda: many.get("/v1/models").json()["models"][0]["canary_weight"] == 0.3)
+    wait_until(lambda: many.get("/v1/models").json()["models"][0]["canary_weight"] == 0.3)
     drawn = [_version(many, image, "") for _ in range(300)]
     assert set(drawn) == {"10", newest}
     assert 50 < drawn.count(newest) < 140  # 90 are expected; 4.5 standard deviations each way
@@ -171,11 +165,11 @@ def test_a_shadow_is_compared_and_counted_but_never_heard(
     many: httpx.Client, folder: Path, images: dict[str, bytes]
 ) -> None:
     (folder / "serving.toml").write_text('[models.colours]\ndefault = "11"\nshadow = "10"\n')
-    _wait(lambda: many.get("/v1/models").json()["models"][0]["shadow_version"] == "10")
+    wait_until(lambda: many.get("/v1/models").json()["models"][0]["shadow_version"] == "10")
     assert {_version(many, images[".png"]) for _ in range(20)} == {"11"}
     # Their labels are equal; only the names of the classes differ.
     counted = 'manyeyes_shadow_total{model="colours",version="10",agrees="true"} 20'
-    _wait(lambda: counted in many.get("/metrics").text)
+    wait_until(lambda: counted in many.get("/metrics").text)
     # So it is over the other protocol, and in forms.
     tensor = {"name": "image", "datatype": "UINT8", "shape": [2, 24, 20, 3], "data": [0, 9] * 24 * 20 * 3}
     assert many.post("/v2/models/colours/infer", json={"inputs": [tensor]}).json()["model_version"] == "11"
@@ -184,14 +178,14 @@ def test_a_shadow_is_compared_and_counted_but_never_heard(
         == "11"
     )
     counted = 'manyeyes_shadow_total{model="colours",version="10",agrees="true"} 25'
-    _wait(lambda: counted in many.get("/metrics").text)
+    wait_until(lambda: counted in many.get("/metrics").text)
 
 
 def test_settings_that_can_not_be_read_leave_the_old_ones_in_force(
     many: httpx.Client, running: Any, folder: Path
 ) -> None:
     (folder / "serving.toml").write_text("[models.colours]\ncanery = '10'\n")
-    _wait(lambda: any("settings were refused" in line and "canery" in line for line in running.lines))
+    wait_until(lambda: any("settings were refused" in line and "canery" in line for line in running.lines))
     assert many.get("/v1/models").json()["models"][0]["shadow_version"] == "10"
 
 
@@ -214,16 +208,16 @@ def test_a_folder_on_another_file_system_is_served_and_followed(
     with httpx.Client(base_url=running.url, timeout=60) as client:
         assert _version(client, images[".png"]) == "1"
         variant(f"{models}/colours/2")
-        _wait(lambda: _version(client, images[".png"]) == "2")
+        wait_until(lambda: _version(client, images[".png"]) == "2")
         # bundle.json comes last, as above.
         for name in ("golden.safetensors", "model.onnx", "bundle.json"):
             content = storage.read_bytes(f"{models}/colours/2/{name}")
             storage.write_bytes(f"{models}/colours/3/{name}", content[:-100] if name == "model.onnx" else content)
-        _wait(lambda: any("version=3 " in line and "refused" in line for line in running.lines))
+        wait_until(lambda: any("version=3 " in line and "refused" in line for line in running.lines))
         assert _version(client, images[".png"]) == "2"
         # When the copy is complete it is looked at again.
         storage.write_bytes(f"{models}/colours/3/model.onnx", storage.read_bytes(f"{models}/colours/2/model.onnx"))
-        _wait(lambda: _version(client, images[".png"]) == "3")
+        wait_until(lambda: _version(client, images[".png"]) == "3")
     assert running.stop() == 0
 
 

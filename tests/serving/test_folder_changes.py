@@ -15,6 +15,7 @@ from typer.testing import CliRunner
 from manyeyes.cli.main import app
 from manyeyes.errors import UsageError
 from manyeyes.serving.server import serve
+from patience import wait_until
 
 
 @pytest.fixture(scope="module")
@@ -35,13 +36,6 @@ def client(running: Any) -> Iterator[httpx.Client]:
         yield client
 
 
-def _wait(condition: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + 30
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
-
-
 def _versions(client: httpx.Client) -> list[str]:
     (model,) = client.get("/v1/models").json()["models"]
     return [version["version"] for version in model["versions"]]
@@ -55,9 +49,9 @@ def test_a_version_that_fails_in_a_way_that_nobody_foresaw_is_refused_and_the_ne
     client: httpx.Client, running: Any, folder: Path, unforeseen: Callable[[Path], Path], variant: Callable[..., Path]
 ) -> None:
     unforeseen(folder / "colours" / "2")
-    _wait(lambda: _told(running, "was refused", "version=2 ", "ValueError: zip()") == 1)
+    wait_until(lambda: _told(running, "was refused", "version=2 ", "ValueError: zip()") == 1)
     variant(folder / "colours" / "3")
-    _wait(lambda: _versions(client) == ["3", "1"])
+    wait_until(lambda: _versions(client) == ["3", "1"])
     assert _told(running, "was refused", "version=2 ") == 1
 
 
@@ -68,11 +62,11 @@ def test_a_version_whose_files_come_after_its_description_is_loaded_when_they_ar
     coming.mkdir()
     shutil.copy(whole / "golden.safetensors", coming)
     shutil.copy(whole / "bundle.json", coming)
-    _wait(lambda: _told(running, "was refused", "version=4 ", "is missing") == 1)
+    wait_until(lambda: _told(running, "was refused", "version=4 ", "is missing") == 1)
     (coming / "model.onnx").write_bytes((whole / "model.onnx").read_bytes()[:1000])
-    _wait(lambda: _told(running, "was refused", "version=4 ", "1000 bytes") == 1)
+    wait_until(lambda: _told(running, "was refused", "version=4 ", "1000 bytes") == 1)
     shutil.copy(whole / "model.onnx", coming)
-    _wait(lambda: _versions(client) == ["4", "3"])
+    wait_until(lambda: _versions(client) == ["4", "3"])
 
 
 def test_a_model_whose_versions_are_away_goes_on_and_the_log_says_so_once(
@@ -81,7 +75,7 @@ def test_a_model_whose_versions_are_away_goes_on_and_the_log_says_so_once(
     away = folder.parent / "away"
     for times in (1, 2):
         (folder / "colours").rename(away)
-        _wait(lambda times=times: _told(running, "No version of a model is there any more", "colours") == times)
+        wait_until(lambda times=times: _told(running, "No version of a model is there any more", "colours") == times)
         for _ in range(10):
             assert client.post("/v1/recognize", content=images[".png"]).status_code == 200
             time.sleep(0.05)
@@ -92,7 +86,7 @@ def test_a_model_whose_versions_are_away_goes_on_and_the_log_says_so_once(
     # A version that takes its place ends it.
     (folder / "colours").rename(away)
     variant(folder / "colours" / "5")
-    _wait(lambda: _versions(client) == ["5"])
+    wait_until(lambda: _versions(client) == ["5"])
 
 
 def test_names_in_the_settings_that_match_nothing_are_told_once(
@@ -102,7 +96,7 @@ def test_names_in_the_settings_that_match_nothing_are_told_once(
     (folder / "serving.toml").write_text(text)
     unknown = "settings name what is not served"
     for words in ("default_model: there is no model cats", "there is no model typo", "colours has no version 4"):
-        _wait(lambda words=words: _told(running, unknown, words) == 1)
+        wait_until(lambda words=words: _told(running, unknown, words) == 1)
     time.sleep(0.5)
     assert _told(running, unknown) == 3
     assert client.post("/v1/recognize", content=images[".png"]).json()["model"]["version"] == "5"

@@ -20,6 +20,7 @@ from manyeyes.serving.jobs import Job
 from manyeyes.serving.metrics import Metrics
 from manyeyes.serving.settings import ServeSettings
 from manyeyes.serving.workers import WorkerPool
+from patience import wait_until
 
 
 @pytest.fixture(scope="module")
@@ -50,13 +51,6 @@ def _metric(client: httpx.Client, name: str) -> float:
     return float(lines[0].rpartition(" ")[2]) if lines else 0.0
 
 
-def _wait(condition: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + 60
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
-
-
 def test_a_worker_that_hangs_is_replaced_and_every_request_is_answered(
     client: httpx.Client, pooled: Any, images: dict[str, bytes]
 ) -> None:
@@ -75,7 +69,7 @@ def test_a_worker_that_hangs_is_replaced_and_every_request_is_answered(
         thread.join()
     assert len(statuses) == 40
     assert set(statuses) == {200, 502}
-    _wait(lambda: _metric(client, "manyeyes_worker_restarts_total") == 1)
+    wait_until(lambda: _metric(client, "manyeyes_worker_restarts_total") == 1)
     assert victim not in _children(pooled.process.pid)
     assert any("is killed" in line and "does not answer" in line for line in pooled.lines)
     assert {client.post("/v1/recognize", content=images[".png"]).status_code for _ in range(10)} == {200}
@@ -90,10 +84,10 @@ def test_workers_start_again_from_what_they_had_loaded_when_a_damaged_version_to
     (aside / "model.onnx").write_bytes((aside / "model.onnx").read_bytes()[:-100])
     (folder / "colours" / "1").rename(folder.parent / "good")
     aside.rename(folder / "colours" / "1")
-    _wait(lambda: any("was refused" in line and "version=1 " in line for line in pooled.lines))
+    wait_until(lambda: any("was refused" in line and "version=1 " in line for line in pooled.lines))
     for child in _children(pooled.process.pid):
         os.kill(child, signal.SIGKILL)
-    _wait(lambda: _metric(client, "manyeyes_worker_restarts_total") == restarts + 2)
+    wait_until(lambda: _metric(client, "manyeyes_worker_restarts_total") == restarts + 2)
     after = client.post("/v1/recognize", content=images[".png"]).json()["predictions"]
     assert [each["class_name"] for each in after] == [each["class_name"] for each in before]
 
@@ -102,11 +96,11 @@ def test_a_version_that_fails_in_a_way_that_nobody_foresaw_is_refused_by_the_wor
     client: httpx.Client, pooled: Any, folder: Path, unforeseen: Callable[[Path], Path], variant: Callable[..., Path]
 ) -> None:
     unforeseen(folder / "colours" / "2")
-    _wait(lambda: any("was refused" in line and "version=2 " in line for line in pooled.lines))
+    wait_until(lambda: any("was refused" in line and "version=2 " in line for line in pooled.lines))
     (line,) = [line for line in pooled.lines if "was refused" in line and "version=2 " in line]
     assert "ValueError: zip()" in line
     variant(folder / "colours" / "3")
-    _wait(lambda: client.get("/v1/models").json()["models"][0]["default_version"] == "3")
+    wait_until(lambda: client.get("/v1/models").json()["models"][0]["default_version"] == "3")
 
 
 def test_a_server_ends_in_time_although_its_workers_hang(pooled: Any, images: dict[str, bytes]) -> None:
