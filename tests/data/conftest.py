@@ -10,6 +10,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from ingesting import encode, photo
 from manyeyes import storage
 from manyeyes.data.dataset import Dataset
 from manyeyes.data.manifest import Counts, Manifest, ShardInfo
@@ -84,3 +85,14 @@ def _table(images: np.ndarray | Sequence[bytes], labels: np.ndarray, start: int,
         [pa.array(encoded, pa.binary()), pa.array(paths, pa.string())], names=["bytes", "path"]
     )
     return pa.table({"image": image, "label": pa.array(labels[start:stop], pa.int32())})
+
+
+@pytest.fixture(scope="session")
+def photos(tmp_path_factory):
+    """60 clean JPEGs in three classes."""
+    root = tmp_path_factory.mktemp("photos")
+    for number in range(60):
+        path = root / "abc"[number % 3] / f"{number:03d}.jpg"
+        path.parent.mkdir(exist_ok=True)
+        path.write_bytes(encode(photo(number)))
+    return str(root)

@@ -213,6 +213,17 @@ def test_a_class_of_one_picture_is_named_where_it_is_missing(tmp_path):
     )
 
 
+def test_a_split_that_loses_most_of_its_examples_is_named(tmp_path):
+    for number in range(50):
+        for label, same in (("a", 98), ("b", 99)):
+            write(tmp_path / "src" / label / f"{number:02}-same.jpg", picture(same), 95 - number)
+            if number < 12:
+                write(tmp_path / "src" / label / f"{number:02}.jpg", picture(100 * same + number))
+    result = ingest(str(tmp_path / "src"), str(tmp_path / "d"), engine=InlineEngine())
+    assert 0 < result.written["val"] < 6 and result.num_written == 124
+    assert f"val has {result.written['val']} examples, where 12 were dealt to it" in result.remarks[0]
+
+
 @given(st.lists(st.tuples(st.integers(0, 9), st.integers(0, 2), st.integers(0, 3)), min_size=1, max_size=80))
 def test_joined_units_lie_in_one_split_each_and_others_do_not_move(rows):
     units, splits, labels = (np.array(column) for column in zip(*rows, strict=True))

@@ -109,7 +109,7 @@ def bring_together(
         for record in records
     ]
     new = engine.map(functools.partial(write_again, dataset, writer), tasks)
-    return Mended([*kept, *new], len(moved), _missed(writer.class_names, labels, before, splits, dealt))
+    return Mended([*kept, *new], len(moved), _remarks(writer.class_names, labels, before, splits, dealt))
 
 
 @dataclass(frozen=True)
@@ -211,13 +211,18 @@ def _of_moved(split: str, parts: Sequence[ChosenRows], shards: Sequence[ShardInf
         yield RewriteTask(f"{split}-moved-{number:05d}", split, tuple(taken))
 
 
-def _missed(
+def _remarks(
     class_names: Sequence[str], labels: np.ndarray, before: np.ndarray, splits: np.ndarray, dealt: Sequence[str]
 ) -> tuple[str, ...]:
-    """Sentences on splits that have lost their last example of some classes."""
+    """Sentences on splits that have lost most of their examples, or the last one of some classes."""
     remarks = []
     for split, name in enumerate(dealt):
         had, has = (np.bincount(labels[each == split], minlength=len(class_names)) for each in (before, splits))
+        if 2 * has.sum() < had.sum():
+            remarks.append(
+                f"{name} has {has.sum():,} examples, where {had.sum():,} were dealt to it: most of the others are "
+                "near-duplicates of examples elsewhere. --no-duplicates deals them all the same."
+            )
         lost = [class_names[label] for label in np.flatnonzero((had > 0) & (has == 0)).tolist()]
         if lost:
             some = ", ".join(lost[:_MAX_NAMES]) + (" …" if len(lost) > _MAX_NAMES else "")
