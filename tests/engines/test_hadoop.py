@@ -31,7 +31,6 @@ from manyeyes.engines.testing import (
     EngineContract,
     ScriptedTask,
     WorkerProcessContract,
-    count_attempts,
     processes_of_session,
     rank_and_size,
     run_scripted,
@@ -86,12 +85,6 @@ def test_failed_tasks_are_retried_by_yarn_and_people_are_told(engine, tmp_path, 
     assert "http://" in said
     assert re.search(r"_m_00000[01]_0 failed; YARN tries it again", said)
     assert "3 map containers, 1 failed, 0 killed" in said
-
-
-def test_what_finished_is_not_done_again_when_its_container_fails(engine, tmp_path):
-    tasks = [ScriptedTask(str(tmp_path), f"task{i}", 2 if i == 2 else 0) for i in range(8)]
-    assert engine.map(run_scripted, tasks) == [task.name for task in tasks]
-    assert [count_attempts(task) for task in tasks] == [1, 1, 3, 1, 1, 1, 1, 1]
 
 
 def test_a_map_reduce_counts_each_task_once_also_when_some_fail(engine, tmp_path):

@@ -36,7 +36,9 @@ from manyeyes.errors import ConfigError, EngineError, UsageError  # noqa: E402
 from manyeyes.recognition.batch import predict  # noqa: E402
 
 
-class TestSparkLocal(EngineContract, LazyContract, WorkerProcessContract, GangContract):
+class TestSparkLocal(EngineContract):
+    """Driver and executor are one process here; the contract of workers and gangs is run on a real cluster below."""
+
     engine_name = "spark"
     knows_signals = False
     patience_seconds = 120.0

@@ -23,22 +23,20 @@ NUM_IMAGES = 240
 TINY = ("--set", "model.options={width=8, stages=2, convolutions=1}", "--learning-rate", "0.02")
 
 
-@pytest.fixture(scope="module", params=["hdfs", "s3"])
-def place(request, tmp_path_factory):
-    """A URI with a folder of digits on a remote file system, which the environment tells how to reach."""
-    cluster = request.getfixturevalue("hadoop" if request.param == "hdfs" else "s3")
-    root = cluster.hdfs if request.param == "hdfs" else cluster.bucket_uri
-    with pytest.MonkeyPatch.context() as patch:
-        for name, value in cluster.environment.items():
-            patch.setenv(name, value)
-        uri = f"{root}/journey {os.getpid()}"
-        digits = load_digits(n_class=4)
+@pytest.fixture
+def places(hadoop, s3, monkeypatch):
+    """A folder on HDFS and one on S3, which the environment tells how to reach; each has the same folder of digits."""
+    for name, value in {**hadoop.environment, **s3.environment}.items():
+        monkeypatch.setenv(name, value)
+    uris = [f"{root}/journey {os.getpid()}" for root in (hadoop.hdfs, s3.bucket_uri)]
+    digits = load_digits(n_class=4)
+    for uri in uris:
         for index in range(NUM_IMAGES):
             image = cv2.resize((digits.images[index] * 15).astype("uint8"), (16, 16))
             content = cv2.imencode(".png", image)[1].tobytes()
             storage.write_bytes(f"{uri}/photos/{digits.target[index]}/{index:04d}.png", content)
         storage.write_bytes(f"{uri}/photos/0/broken.png", b"\x89PNG\r\n\x1a\nand no more")
-        yield uri
+    return uris
 
 
 def manyeyes(*arguments):
@@ -49,12 +47,19 @@ def manyeyes(*arguments):
     return json.loads(done.stdout)
 
 
-def test_the_whole_journey_runs_on_a_remote_file_system(place):
-    dataset, run, bundle, out = (f"{place}/{name}" for name in ("dataset", "run", "bundle", "predictions.parquet"))
+def test_the_whole_journey_runs_from_one_remote_file_system_to_the_other_and_back(places):
+    on_hdfs, on_s3 = places
+    # Every verb but serve reads from one and writes to the other.
+    dataset, run, bundle, out = (
+        f"{on_s3}/dataset",
+        f"{on_hdfs}/run",
+        f"{on_s3}/bundle",
+        f"{on_hdfs}/predictions.parquet",
+    )
 
-    ingested = manyeyes("ingest", f"{place}/photos", dataset, "--channels", 1, "--size", 16)
+    ingested = manyeyes("ingest", f"{on_hdfs}/photos", dataset, "--channels", 1, "--size", 16)
     assert (ingested["num_seen"], ingested["num_written"]) == (NUM_IMAGES + 1, NUM_IMAGES)
-    assert manyeyes("ingest", f"{place}/photos", dataset, "--channels", 1, "--size", 16)["was_complete"]
+    assert manyeyes("ingest", f"{on_hdfs}/photos", dataset, "--channels", 1, "--size", 16)["was_complete"]
 
     trained = manyeyes("train", dataset, "--out", run, "--epochs", 2, "--batch-size", 16, *TINY)
     assert trained["epochs"] == 2
@@ -65,7 +70,7 @@ def test_the_whole_journey_runs_on_a_remote_file_system(place):
     assert storage.read_bytes(f"{run}/evaluation/test/confusion_matrix.png").startswith(b"\x89PNG")
 
     manyeyes("export", run, bundle)
-    predicted = manyeyes("predict", bundle, f"{place}/photos", out)
+    predicted = manyeyes("predict", bundle, f"{on_s3}/photos", out)
     assert (predicted["num_seen"], predicted["num_failed"]) == (NUM_IMAGES + 1, 1)
     assert storage.size_bytes(out) > 0
 
@@ -76,7 +81,7 @@ def test_the_whole_journey_runs_on_a_remote_file_system(place):
             said += line
         address = re.search(r"http://\S+", line)
         assert address, said
-        image = storage.read_bytes(f"{place}/photos/0/0000.png")
+        image = storage.read_bytes(f"{on_s3}/photos/0/0000.png")
         request = urllib.request.Request(f"{address[0]}/v1/recognize", data=image, method="POST")
         with urllib.request.urlopen(request, timeout=120) as response:
             assert json.load(response)["predictions"][0]["class_name"] in {"0", "1", "2", "3"}

@@ -213,8 +213,8 @@ def test_every_file_system_holds_the_same_bytes(expected, verb):
 
 RUNS = [
     Run("local-1", "local", 1, predicts_in=("local",)),
-    Run("local-3", "local", 3),
-    Run("spark-standalone", "spark", None, {"master": "SPARK"}),
+    Run("local-3", "local", 3, predicts_in=("hdfs",)),
+    Run("spark-standalone", "spark", None, {"master": "SPARK"}, predicts_in=("local", "s3")),
     Run("hadoop", "hadoop", 2, predicts_in=("hdfs",)),
 ]
 
