@@ -74,11 +74,11 @@ class Run:
 
 
 def write_photos(folder):
-    """645 images in three classes with bad ones and near-duplicates among them, and files that are no images."""
+    """345 images in three classes with bad ones and near-duplicates among them, and files that are no images."""
     draw = np.random.default_rng(7)
     for label, name in enumerate(CLASSES):
         (folder / name).mkdir(parents=True)
-        for index in range(200 + 5 * label):
+        for index in range(100 + 5 * label):
             image = draw.integers(0, 120, (40 + index % 7, 36, 3), dtype=np.uint8)
             image[:, :, 2 - label] += 100
             suffix = ("jpg", "png", "webp")[index % 3]
@@ -196,9 +196,9 @@ def expected(places, tmp_path_factory, environment):
     files, reported = outcome["local", "ingest"]
     num_seen, num_written, quarantined, skipped, moved = reported
     assert moved > 0  # near-duplicates had been dealt to several splits
-    assert num_seen == 645 + len(("empty.jpg", "loose.png", "notes.txt"))
+    assert num_seen == 345 + len(("empty.jpg", "loose.png", "notes.txt"))
     assert num_seen == num_written + sum(quarantined.values()) + sum(skipped.values())
-    assert quarantined == {"empty": 1, "missing_label": 1, "truncated": 12 + 12 + 13}
+    assert quarantined == {"empty": 1, "missing_label": 1, "truncated": 6 + 6 + 7}
     assert skipped == {"not_an_image_name": 1}
     assert len(files) >= 8
     return outcome
