@@ -56,7 +56,7 @@ def run_driver(name: str, workers: int, settings: dict, num_tasks: int, table: s
     first, second, many = seconds_of(1), seconds_of(1), seconds_of(num_tasks)
     # The better of two: neighbours on the machine, and its disk, can only slow a run down.
     # The photos repeat.
-    dealt = IngestSettings(duplicates=False)
+    dealt = IngestSettings(group_duplicates=False)
     results = [ingest(table, f"{dataset}/{number}", settings=dealt, engine=engine) for number in range(2)]
     return {
         "first": first,

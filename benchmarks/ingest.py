@@ -4,7 +4,7 @@
 
 Both are measured in the same run on the same bytes, in turns, and the best of each is taken: neighbours on the machine
 can only slow a run down. "Steady" leaves out the start of the worker processes and the listing: it counts from the
-first finished shard to the last. The photos repeat, so near-duplicates are dealt one by one (`--no-duplicates`).
+first finished shard to the last. The photos repeat, so near-duplicates are not looked for (`--no-group-duplicates`).
 """
 
 from __future__ import annotations
@@ -73,8 +73,8 @@ def main() -> None:
     draw = np.random.default_rng(0)
     encoded = [make_photo(draw) for _ in range(NUM_DISTINCT)]
     cases = {
-        "raw, 160 pixels": IngestSettings(size=(160, 160), encoding="raw", duplicates=False),
-        "jpeg, originals kept": IngestSettings(encoding="jpeg", duplicates=False),
+        "raw, 160 pixels": IngestSettings(size=(160, 160), encoding="raw", group_duplicates=False),
+        "jpeg, originals kept": IngestSettings(encoding="jpeg", group_duplicates=False),
     }
     preprocessing = Preprocessing.for_size(160, 160)
     decoded = preprocessed = 0.0

@@ -3,7 +3,7 @@
     python benchmarks/ingest_scale.py [--images 10000 200000 2000000] [--workers 2]
 
 The table names 1,000 small PNG files again and again, so that a run of millions fits on a disk; to the driver each
-row is an entry of its own; near-duplicates are dealt one by one (`--no-duplicates`; the search for them has
+row is an entry of its own; near-duplicates are dealt one by one (`--no-group-duplicates`; the search for them has
 benchmarks/audit.py). Every size runs in a process of its own, which reports its own peak memory (not its
 workers') and the CPU time that it and its workers used.
 """
@@ -48,7 +48,7 @@ def run_driver(table: str, dataset: str, num_workers: int) -> None:
     from manyeyes.engines.registry import create_engine
 
     started = time.perf_counter()
-    settings = IngestSettings(size=(28, 28), channels=1, duplicates=False)
+    settings = IngestSettings(size=(28, 28), channels=1, group_duplicates=False)
     result = ingest(table, dataset, settings=settings, engine=create_engine("local", num_workers))
     seconds = time.perf_counter() - started
     own, workers = resource.getrusage(resource.RUSAGE_SELF), resource.getrusage(resource.RUSAGE_CHILDREN)

@@ -74,7 +74,9 @@ def files_of(dataset) -> dict[str, bytes]:
 @pytest.mark.parametrize("size", [None, (24, 32)], ids=["jpeg", "raw"])
 def test_all_versions_of_a_picture_come_to_one_split_and_the_counts_balance(versions, tmp_path, size):
     dealt, kept = str(tmp_path / "dealt"), str(tmp_path / "kept")
-    without = ingest(str(versions), dealt, settings=IngestSettings(size=size, duplicates=False), engine=InlineEngine())
+    without = ingest(
+        str(versions), dealt, settings=IngestSettings(size=size, group_duplicates=False), engine=InlineEngine()
+    )
     result = ingest(str(versions), kept, settings=IngestSettings(size=size), engine=InlineEngine())
     pictures = splits_by(rows_of(dealt), lambda row: row[0].partition("-")[0])
     assert any(len(splits) > 1 for splits in pictures.values()), "nothing was torn: this test says nothing"
@@ -106,7 +108,7 @@ def test_rows_that_move_keep_their_image_label_size_and_hash(versions, tmp_path)
         return found
 
     for name, duplicates in (("dealt", False), ("kept", True)):
-        settings = IngestSettings(duplicates=duplicates)
+        settings = IngestSettings(group_duplicates=duplicates)
         ingest(str(versions), str(tmp_path / name), settings=settings, engine=InlineEngine())
     assert content(tmp_path / "kept") == content(tmp_path / "dealt")
 
@@ -208,7 +210,7 @@ def test_a_class_of_one_picture_is_named_where_it_is_missing(tmp_path):
     result = ingest(str(tmp_path / "src"), str(tmp_path / "d"), engine=InlineEngine())
     assert result.remarks == tuple(
         f"{split} has no example of 1 of 2 classes (same): all of theirs are near-duplicates of each other. "
-        "--no-duplicates deals them all the same."
+        "--no-group-duplicates deals them all the same."
         for split in ("val", "test")
     )
 

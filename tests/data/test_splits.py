@@ -110,8 +110,8 @@ def test_more_folds_than_groups_are_refused():
 @pytest.mark.parametrize(
     ("num_units", "message"),
     [
-        (3, "5 folds of 3 groups and sets of near-duplicates are not possible. Use 2 to 3. With --no-duplicates"),
-        (2, "5 folds of 2 groups and sets of near-duplicates are not possible. Use 2. With --no-duplicates"),
+        (3, "5 folds of 3 groups and sets of near-duplicates are not possible. Use 2 to 3. With --no-group-duplicates"),
+        (2, "5 folds of 2 groups and sets of near-duplicates are not possible. Use 2. With --no-group-duplicates"),
         (1, "5 folds are not possible: all 12 examples belong together by groups and sets of near-duplicates. With"),
     ],
 )

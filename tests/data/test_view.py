@@ -147,7 +147,7 @@ def test_a_dataset_that_lists_a_file_twice_in_a_split_is_refused(moved: Dataset,
 def test_folds_of_a_mended_dataset_train_on_and_show_the_images_that_they_name(
     moved: Dataset, images_of: dict[str, np.ndarray], small_run: str, tmp_path: Path
 ) -> None:
-    folds = divide(moved, FoldSettings(folds=2, duplicates=False, val=0), InlineEngine())
+    folds = divide(moved, FoldSettings(folds=2, group_duplicates=False, val=0), InlineEngine())
     held_out: list[str] = []
     for fold in range(2):
         uri = str(tmp_path / f"fold-{fold}")

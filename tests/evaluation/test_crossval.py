@@ -22,7 +22,7 @@ from manyeyes.evaluation.paired import compare
 from manyeyes.evaluation.predictions import read_predictions
 from manyeyes.training.settings import TrainSettings
 
-FOLDS = FoldSettings(folds=3, duplicates=False)
+FOLDS = FoldSettings(folds=3, group_duplicates=False)
 RECIPE = TrainSettings.load(
     None,
     [
@@ -78,7 +78,7 @@ def test_the_figures_are_those_of_the_folds(result: CrossvalResult) -> None:
 
 
 def test_two_workers_find_what_one_process_finds(small_dataset: str, tmp_path: Path) -> None:
-    settings = FoldSettings(folds=2, duplicates=False, val=0)
+    settings = FoldSettings(folds=2, group_duplicates=False, val=0)
     recipe = dataclasses.replace(RECIPE, train=dataclasses.replace(RECIPE.train, epochs=1))
     results = [
         crossval(small_dataset, str(tmp_path / engine.name), recipe, settings, engine=engine)
@@ -165,7 +165,7 @@ def test_a_comparison_with_other_folds_is_refused_before_anything_is_trained(
 )
 def test_splits_that_can_not_be_divided_are_told(small_dataset: str, splits: tuple[str, ...], message: str) -> None:
     with pytest.raises(UsageError, match=message):
-        divide(Dataset(small_dataset), FoldSettings(splits=splits, duplicates=False), create_engine("inline"))
+        divide(Dataset(small_dataset), FoldSettings(splits=splits, group_duplicates=False), create_engine("inline"))
 
 
 def test_the_val_split_has_the_share_that_was_asked_for_whatever_the_groups_are(small_dataset: str) -> None:
@@ -203,13 +203,13 @@ def test_near_duplicates_and_groups_are_never_divided(tmp_path: Path) -> None:
         for index in range(12):
             assert splits[f"{index}-0.jpg"] == splits[f"{index}-1.jpg"]
         assert splits["3-0.jpg"] == splits["4-0.jpg"]
-    without = divide(data, FoldSettings(folds=4, splits=("train",), duplicates=False), engine)
+    without = divide(data, FoldSettings(folds=4, splits=("train",), group_duplicates=False), engine)
     fold_of = dict(zip(paths, without.assignments[0].tolist(), strict=True))
     assert any(fold_of[f"{index}-0.jpg"] != fold_of[f"{index}-1.jpg"] for index in range(12))
 
 
 def test_divisions_of_repeats_differ_and_depend_on_nothing_but_the_seed(small_dataset: str) -> None:
-    settings = FoldSettings(folds=4, repeats=2, duplicates=False)
+    settings = FoldSettings(folds=4, repeats=2, group_duplicates=False)
     first = divide(Dataset(small_dataset), settings, create_engine("inline"))
     second = divide(Dataset(small_dataset), settings, create_engine("local", 2))
     assert (first.assignments == second.assignments).all()

@@ -206,7 +206,7 @@ def test_a_crossvalidation_is_reported_and_compared_on_its_folds(
         ["model.name=cnn", *(f"model.options.{each}" for each in options), "train.epochs=1", "train.tensorboard=false"],
     )
     first, second = tmp_path / "first", tmp_path / "second"
-    settings = FoldSettings(folds=2, duplicates=False)
+    settings = FoldSettings(folds=2, group_duplicates=False)
     result = crossval(small_dataset, str(first), recipe, settings, engine=create_engine("inline"))
     report = gather(open_subject(str(first)))
     assert report.title == "cnn: 2-fold cross-validation"

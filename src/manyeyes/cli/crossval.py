@@ -48,10 +48,11 @@ def command(
         ),
     ] = 0.1,
     seed: Annotated[int, typer.Option(help="Of the divisions.")] = 0,
-    duplicates: Annotated[
+    group_duplicates: Annotated[
         bool,
         typer.Option(
-            "--duplicates/--no-duplicates", help="Whether near-duplicates are kept in one fold (see `manyeyes audit`)."
+            "--group-duplicates/--no-group-duplicates",
+            help="Whether near-duplicates are kept in one fold (see `manyeyes audit`).",
         ),
     ] = True,
     against: Annotated[
@@ -84,7 +85,7 @@ def command(
     options = {"model.name": model, "train.epochs": epochs}
     chosen = [f"{key}={value}" for key, value in options.items() if value is not None] + (assignments or [])
     named = () if splits is None else tuple(name.strip() for name in splits.split(","))
-    settings = FoldSettings(folds, repeats, seed, named, duplicates, val)
+    settings = FoldSettings(folds, repeats, seed, named, group_duplicates, val)
     runner = common.make_engine(engine, workers, engine_config, engine_set, ship_env)
     console = common.console()
     with common.progress_bar("folds", hidden=json_output) as progress:

@@ -56,9 +56,11 @@ def command(
     ] = "auto",
     val: Annotated[float, typer.Option(help="Share of the validation split, where the source has none.")] = 0.1,
     test: Annotated[float, typer.Option(help="Share of the test split, where the source has no splits.")] = 0.1,
-    duplicates: Annotated[
+    group_duplicates: Annotated[
         bool,
-        typer.Option("--duplicates/--no-duplicates", help="Whether near-duplicates stay in one split, as groups do."),
+        typer.Option(
+            "--group-duplicates/--no-group-duplicates", help="Whether near-duplicates stay in one split, as groups do."
+        ),
     ] = True,
     seed: Annotated[int, typer.Option(help="Of splits and order.")] = 0,
     shuffle: Annotated[bool, typer.Option(help="Store examples in a shuffled order, or in that of the source.")] = True,
@@ -110,7 +112,7 @@ def command(
             "encoding": encoding,
             "val": val,
             "test": test,
-            "duplicates": duplicates,
+            "group_duplicates": group_duplicates,
             "seed": seed,
             "shuffle": shuffle,
             "source_kind": source_kind,

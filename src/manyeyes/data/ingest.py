@@ -46,7 +46,7 @@ class IngestSettings:
         channels: 3 (RGB), 1 (grey), or None: 1 where the source is known to be grey, else 3.
         encoding: "raw", "jpeg", or "auto": raw if the size is fixed and an image has at most 128 KiB of pixels.
         val, test: shares of the splits where the source has none.
-        duplicates: near-duplicates stay in one split, as groups do (see data.mending); False deals each by itself.
+        group_duplicates: near-duplicates stay in one split, as groups do (see data.mending); False deals each alone.
         seed: of splits and order.
         shuffle: False keeps the order of the source.
         source_kind: see sources.open_source.
@@ -63,7 +63,7 @@ class IngestSettings:
     encoding: Literal["auto", "raw", "jpeg"] = "auto"
     val: float = 0.1
     test: float = 0.1
-    duplicates: bool = True
+    group_duplicates: bool = True
     seed: int = 0
     shuffle: bool = True
     source_kind: str = "auto"
@@ -187,7 +187,7 @@ def ingest(
         mended = Mended(engine.map(write_shard, tasks, on_result=on_result))
     manifest = _manifest(writer, listing, mended.records, identity)
     dealt = [split for split in listing.shares(fractions) if sum(manifest.counts.written.get(split, ()))]
-    if settings.duplicates and len(dealt) > 1:
+    if settings.group_duplicates and len(dealt) > 1:
         report("compare", 0, None)
         mended = bring_together(writer, manifest, mended.records, dealt, engine)
         manifest = _manifest(writer, listing, mended.records, identity)

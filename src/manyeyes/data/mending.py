@@ -221,13 +221,13 @@ def _remarks(
         if 2 * has.sum() < had.sum():
             remarks.append(
                 f"{name} has {has.sum():,} examples, where {had.sum():,} were dealt to it: most of the others are "
-                "near-duplicates of examples elsewhere. --no-duplicates deals them all the same."
+                "near-duplicates of examples elsewhere. --no-group-duplicates deals them all the same."
             )
         lost = [class_names[label] for label in np.flatnonzero((had > 0) & (has == 0)).tolist()]
         if lost:
             some = ", ".join(lost[:_MAX_NAMES]) + (" …" if len(lost) > _MAX_NAMES else "")
             remarks.append(
                 f"{name} has no example of {len(lost)} of {len(class_names)} classes ({some}): all of theirs are "
-                "near-duplicates of each other. --no-duplicates deals them all the same."
+                "near-duplicates of each other. --no-group-duplicates deals them all the same."
             )
     return tuple(remarks)

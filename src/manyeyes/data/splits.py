@@ -309,7 +309,7 @@ def _impossible(k: int, num_units: int, num_examples: int, has_clusters: bool) -
     else:
         text = f"{k} folds are not possible: the number of examples is {num_examples}."
     if has_clusters and is_joined and k >= 2:
-        text += " With --no-duplicates only groups stay together."
+        text += " With --no-group-duplicates only groups stay together."
     return text
 
 

@@ -230,7 +230,8 @@ def require_same_folds(dataset_fingerprint: str, folds_fingerprint: str, against
         raise UsageError(
             f"{against} can't be compared with: it has other folds. Use what it was made with: --folds {how.folds} "
             f"--repeats {how.repeats} --seed {how.seed} --splits {','.join(how.splits)} "
-            f"--{'' if how.duplicates else 'no-'}duplicates, and the same Manyeyes ({other.manyeyes_version})."
+            f"--{'' if how.group_duplicates else 'no-'}group-duplicates, and the same Manyeyes "
+            f"({other.manyeyes_version})."
         )
 
 

@@ -32,7 +32,7 @@ class FoldSettings:
         seed: of the divisions.
         splits: of the dataset that take part; empty: train and val, as far as they are there. The test split is left
             for the end.
-        duplicates: whether near-duplicates stay together (see data.duplicates), as groups always do.
+        group_duplicates: whether near-duplicates stay together (see data.duplicates), as groups always do.
         val: share of the examples that are not held out which chooses the best epoch and is not trained on; 0: the last
             epoch counts.
     """
@@ -41,7 +41,7 @@ class FoldSettings:
     repeats: int = 1
     seed: int = 0
     splits: tuple[str, ...] = ()
-    duplicates: bool = True
+    group_duplicates: bool = True
     val: float = 0.1
 
     def __post_init__(self) -> None:
@@ -133,7 +133,7 @@ def divide(dataset: Dataset, settings: FoldSettings, engine: Engine) -> Folds:
     settings = settings.for_dataset(dataset)
     shards = tuple(shard for split in settings.splits for shard in dataset.split(split).shards)
     labels, groups = read_labels(dataset, engine, shards)
-    clusters = find_duplicates(dataset, engine, shards=shards).clusters if settings.duplicates else None
+    clusters = find_duplicates(dataset, engine, shards=shards).clusters if settings.group_duplicates else None
     units = merge_units(groups, clusters, len(labels))
     assignments = [kfold(labels, None, settings.folds, settings.seed + i, units) for i in range(settings.repeats)]
     return Folds(settings, shards, labels, units, np.stack(assignments))

@@ -122,7 +122,7 @@ def _of_crossval(subject: Subject) -> Facts:
             ("Division", f"{settings.folds} folds, {settings.repeats} time{'' if settings.repeats == 1 else 's'}"),
             ("Seed", str(settings.seed)),
             ("Splits", ", ".join(settings.splits)),
-            ("Near-duplicates", "in one fold" if settings.duplicates else "not looked for"),
+            ("Near-duplicates", "in one fold" if settings.group_duplicates else "not looked for"),
             ("Chooses the best epoch", f"{settings.val:.0%} of what is not held out" if settings.val else "nothing"),
             ("Manyeyes", found.manyeyes_version),
         ),
@@ -136,7 +136,7 @@ def _crossval_command(subject: Subject) -> str:
     line = ["manyeyes", "crossval", found.dataset, "--out", "OUT"]
     line += ["--folds", str(settings.folds), "--repeats", str(settings.repeats), "--seed", str(settings.seed)]
     line += ["--splits", ",".join(settings.splits), "--val", str(settings.val)]
-    line += [] if settings.duplicates else ["--no-duplicates"]
+    line += [] if settings.group_duplicates else ["--no-group-duplicates"]
     for key, value in _changed(found.recipe, json.loads(json.dumps(config.to_dict(TrainSettings())))):
         line += ["--set", f"{key}={value if isinstance(value, str) else json.dumps(value)}"]
     return shlex.join(line)
