@@ -20,7 +20,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-from xdist.scheduler import LoadScopeScheduling
 
 import spark_classes
 
@@ -57,16 +56,16 @@ ON_HADOOP = (
 )
 
 
-class ByFileAndCluster(LoadScopeScheduling):
-    """The tests of a file run in one process, and so do all that use the Hadoop cluster."""
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """For `pytest -n 2`: the tests of a file run in one process, and so do all that use the Hadoop cluster."""
+    from xdist.scheduler import LoadScopeScheduling
 
-    def _split_scope(self, nodeid: str) -> str:
-        file = nodeid.partition("::")[0]
-        return "hadoop" if file.endswith(ON_HADOOP) else file
+    class ByFileAndCluster(LoadScopeScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            file = nodeid.partition("::")[0]
+            return "hadoop" if file.endswith(ON_HADOOP) else file
 
-
-def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> ByFileAndCluster:
-    """For `pytest -n 2`."""
     return ByFileAndCluster(config, log)
 
 

@@ -30,9 +30,10 @@ spark.stop()
 def options() -> str:
     """What a JVM of Spark is told, without a word about an archive that does not fit."""
     archive = _archive()
-    return (
-        f"-XX:SharedArchiveFile={archive} -Xshare:auto -Xlog:disable -Xlog:all=error:stderr" if archive.exists() else ""
-    )
+    # Options are cut at blanks, and there is no way to quote one.
+    if not archive.exists() or " " in str(archive):
+        return ""
+    return f"-XX:SharedArchiveFile={archive} -Xshare:auto -Xlog:disable -Xlog:all=error:stderr"
 
 
 def make() -> None:

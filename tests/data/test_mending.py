@@ -15,11 +15,15 @@ from hypothesis import strategies as st
 
 from manyeyes.data import mending
 from manyeyes.data.dataset import Dataset
-from manyeyes.data.duplicates import find_duplicates
+from manyeyes.data.duplicates import ChosenRows, find_duplicates
 from manyeyes.data.ingest import IngestSettings, ingest
+from manyeyes.data.manifest import ShardInfo
+from manyeyes.data.shards import ShardWriter
 from manyeyes.data.splits import is_torn, join_torn
 from manyeyes.engines.inline import InlineEngine
 from manyeyes.engines.registry import create_engine
+from manyeyes.errors import UsageError
+from manyeyes.imaging.decode import DecodeLimits
 
 NUM_PICTURES = 36
 NUM_VERSIONS = 4
@@ -84,7 +88,7 @@ def test_all_versions_of_a_picture_come_to_one_split_and_the_counts_balance(vers
     assert all(len(splits) == 1 for splits in splits_by(rows, lambda row: row[0].partition("-")[0]).values())
     assert sorted(path for path, *_ in rows) == sorted(path for path, *_ in rows_of(dealt))
     before = {path: split for path, split, _ in rows_of(dealt)}
-    assert result.moved == sum(before[path] != split for path, split, _ in rows) > 0
+    assert result.num_moved == sum(before[path] != split for path, split, _ in rows) > 0
     manifest = Dataset(kept).manifest
     assert manifest.balances and result.quarantined == {"not_an_image": 1} and result.num_written == without.num_written
     assert set(result.written) == {"train", "val", "test"} and not result.remarks
@@ -157,6 +161,76 @@ def test_an_ingest_that_is_stopped_in_mending_goes_on_to_the_same_bytes(versions
     assert again.was_complete
 
 
+def test_an_unfinished_ingest_goes_on_without_looking_for_near_duplicates(versions, tmp_path):
+    apart = IngestSettings(group_duplicates=False)
+    ingest(str(versions), str(tmp_path / "apart"), settings=apart, engine=InlineEngine())
+    with pytest.raises(KeyboardInterrupt):
+        ingest(str(versions), str(tmp_path / "d"), engine=StopsInMending(2))
+    before = {path.name: path.stat().st_mtime_ns for path in (tmp_path / "d" / "shards").iterdir()}
+    ingest(str(versions), str(tmp_path / "d"), settings=apart, engine=InlineEngine())
+    assert files_of(tmp_path / "d") == files_of(tmp_path / "apart")
+    after = {path.name: path.stat().st_mtime_ns for path in (tmp_path / "d" / "shards").iterdir()}
+    assert after and all(before[name] == time for name, time in after.items())
+
+
+def test_a_dataset_of_before_there_was_the_setting_is_one_in_which_each_was_dealt_alone(versions, tmp_path):
+    apart = IngestSettings(group_duplicates=False)
+    ingest(str(versions), str(tmp_path / "d"), settings=apart, engine=InlineEngine())
+    path = tmp_path / "d" / "manifest.json"
+    manifest = json.loads(path.read_text())
+    del manifest["settings"]["group_duplicates"]
+    path.write_text(json.dumps(manifest))
+    assert ingest(str(versions), str(tmp_path / "d"), settings=apart, engine=InlineEngine()).was_complete
+    with pytest.raises(UsageError, match=r"other arguments \(group_duplicates: False, now True\)"):
+        ingest(str(versions), str(tmp_path / "d"), engine=InlineEngine())
+
+
+@pytest.mark.parametrize("max_bytes", [1 << 30, 9_000])
+def test_rewritten_shards_have_full_row_groups_unless_images_are_very_large(versions, tmp_path, monkeypatch, max_bytes):
+    ingest(str(versions), str(tmp_path / "d"), settings=IngestSettings(group_duplicates=False), engine=InlineEngine())
+    dataset = Dataset(str(tmp_path / "d"))
+    shards = dataset.split("train").shards
+    # As from many shards, each of which gives up one row.
+    parts = tuple(ChosenRows(shard, np.array([row])) for shard in shards for row in range(0, shard.num_rows, 2))
+    writer = ShardWriter(
+        dataset.uri, "jpeg", dataset.preprocessing, DecodeLimits(), dataset.class_names, row_group_rows=4, seed=0
+    )
+    monkeypatch.setattr(mending, "MAX_ROW_GROUP_BYTES", max_bytes)
+    record = mending.write_again(dataset, writer, mending.RewriteTask("train-again", "val", parts))
+    table = pq.read_table(tmp_path / "d" / "shards" / "train-again.parquet").to_pydict()
+    expected = [
+        path
+        for part in parts
+        for path in np.array([row for rows in dataset.rows(part.shard) for row in rows.paths])[part.rows]
+    ]
+    assert [image["path"] for image in table["image"]] == expected and set(table["split"]) == {"val"}
+    sizes = record.shard.row_group_rows
+    assert sum(sizes) == len(expected) == record.shard.num_rows > 20
+    if max_bytes == 1 << 30:
+        assert set(sizes[:-1]) == {4}
+    else:
+        largest = max(len(image["bytes"]) for image in table["image"])
+        assert largest < max_bytes and 1 < max(sizes) < 4
+    assert record.written == {str(label): table["label"].count(label) for label in range(3)}
+
+
+def test_moved_rows_come_in_shards_no_larger_than_others_and_need_a_bounded_number_of_row_groups():
+    shards = [ShardInfo(f"train-{i}.parquet", "train", (100, 100), 1000, f"{i}") for i in range(30)]
+    parts = [ChosenRows(shard, np.array([3, 4, 150])) for shard in shards]
+    (alone,) = mending._of_moved("val", parts, shards)
+    assert alone.parts == tuple(parts) and alone.name == "val-moved-00000"
+    by_rows = list(mending._of_moved("val", parts, [ShardInfo("a", "train", (10,), 10**6, "")]))
+    assert [len(task.parts) for task in by_rows] == [3] * 10
+    by_bytes = list(mending._of_moved("val", parts, [ShardInfo("a", "train", (10**6,), 75, "")]))
+    assert [len(task.parts) for task in by_bytes] == [5] * 6
+    assert [task.name for task in by_bytes[:2]] == ["val-moved-00000", "val-moved-00001"]
+    many = parts * 20
+    assert (
+        max(len(task.parts) for task in mending._of_moved("val", many, [ShardInfo("a", "t", (10**6,), 10**6, "")]))
+        == 256
+    )
+
+
 def table(root: Path, rows: list[dict]) -> str:
     (root / "table.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     return str(root / "table.jsonl")
@@ -190,7 +264,9 @@ def test_the_test_split_of_a_source_is_left_as_it_is(tmp_path):
     found = rows_of(str(tmp_path / "d"))
     assert {path for path, split, _ in found if split == "test"} == {f"{number:02}-2.jpg" for number in range(40)}
     ours = [row for row in found if row[1] != "test"]
-    assert result.moved > 0 and {split for _, split, _ in ours} == {"train", "val"}
+    assert result.num_moved > 0 and {split for _, split, _ in ours} == {"train", "val"}
+    (remark,) = result.remarks
+    assert remark.startswith("80 examples have near-duplicates in test, as the source has it.")
     assert all(len(splits) == 1 for splits in splits_by(ours, lambda row: row[0][:2]).values())
 
 
@@ -198,7 +274,7 @@ def test_splits_that_would_be_empty_stay_as_dealt_and_people_are_told(tmp_path):
     for number in range(40):
         write(tmp_path / "src" / "ab"[number % 2] / f"{number:02}.jpg", picture(0), 95 - number)
     result = ingest(str(tmp_path / "src"), str(tmp_path / "d"), engine=InlineEngine())
-    assert result.moved == 0 and set(result.written) == {"train", "val", "test"}
+    assert result.num_moved == 0 and set(result.written) == {"train", "val", "test"}
     (remark,) = result.remarks
     assert "would leave val and test empty" in remark
 
@@ -208,11 +284,23 @@ def test_a_class_of_one_picture_is_named_where_it_is_missing(tmp_path):
         write(tmp_path / "src" / "various" / f"{number:02}.jpg", picture(number))
         write(tmp_path / "src" / "same" / f"{number:02}.jpg", picture(99), 95 - number)
     result = ingest(str(tmp_path / "src"), str(tmp_path / "d"), engine=InlineEngine())
-    assert result.remarks == tuple(
-        f"{split} has no example of 1 of 2 classes (same): all of theirs are near-duplicates of each other. "
-        "--no-group-duplicates deals them all the same."
-        for split in ("val", "test")
-    )
+    lost = [remark for remark in result.remarks if "no example of 1 of 2 classes (same)" in remark]
+    assert [remark.split()[0] for remark in lost] == ["val", "test"]
+    # Whoever asks again is told again.
+    again = ingest(str(tmp_path / "src"), str(tmp_path / "d"), engine=InlineEngine())
+    assert again.was_complete and (again.num_moved, again.remarks) == (result.num_moved, result.remarks)
+    assert result.num_moved > 0 and again.num_seen == again.num_written == 120
+
+
+def test_a_class_of_one_picture_is_trained_on_however_small_the_share_of_train(tmp_path):
+    for number in range(30):
+        write(tmp_path / "src" / "various" / f"{number:02}.jpg", picture(number))
+    for number in range(9):
+        write(tmp_path / "src" / "same" / f"{number:02}.jpg", picture(99), 95 - number)
+    settings = IngestSettings(val=0.45, test=0.45)
+    ingest(str(tmp_path / "src"), str(tmp_path / "d"), settings=settings, engine=InlineEngine())
+    written = Dataset(str(tmp_path / "d")).manifest.counts.written
+    assert {split: counts[0] for split, counts in written.items()} == {"train": 9, "val": 0, "test": 0}
 
 
 def test_a_split_that_loses_most_of_its_examples_is_named(tmp_path):

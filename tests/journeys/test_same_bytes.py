@@ -35,7 +35,7 @@ def main():
         if verb == "ingest":
             settings = IngestSettings(class_names=("red", "green", "blue"))
             result = manyeyes.ingest(*arguments, settings=settings, engine=engine)
-            reports.append([result.num_seen, result.num_written, result.quarantined, result.skipped, result.moved])
+            reports.append([result.num_seen, result.num_written, result.quarantined, result.skipped, result.num_moved])
         elif verb == "predict":
             result = manyeyes.predict(*arguments, engine=engine)
             reports.append([result.num_seen, result.num_predicted, result.failed, result.predicted])

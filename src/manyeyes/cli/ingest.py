@@ -184,8 +184,8 @@ def _print_result(result: IngestResult, dataset: str) -> None:
     if not result.was_complete:
         facts += f"; {result.seconds:.1f} s, {result.images_per_second:,.0f} images/s"
     out.print(f"\n{facts}", markup=False, soft_wrap=True)
-    if result.moved:
-        moved = "1 example is" if result.moved == 1 else f"{result.moved:,} examples are"
+    if result.num_moved:
+        moved = "1 example is" if result.num_moved == 1 else f"{result.num_moved:,} examples are"
         out.print(f"{moved} in another split than was drawn, beside near-duplicates.", markup=False, soft_wrap=True)
     for remark in result.remarks:
         out.print(f"Note: {remark}", markup=False, soft_wrap=True)

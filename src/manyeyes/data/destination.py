@@ -11,6 +11,7 @@ from manyeyes.errors import UsageError
 
 # In `.ingest`: whose work this is. Not the name of a task.
 _JOB_NAME = "job.json"
+_GROUPING = "group_duplicates"
 
 
 def finished_manifest(dataset: str, identity: dict[str, Any]) -> Manifest | None:
@@ -21,7 +22,8 @@ def finished_manifest(dataset: str, identity: dict[str, Any]) -> Manifest | None
     """
     if storage.exists(storage.join(dataset, MANIFEST_NAME)):
         manifest = Manifest.load(dataset)
-        before = {"source": manifest.source, "settings": manifest.settings}
+        # Datasets of before there was this setting.
+        before = {"source": manifest.source, "settings": {_GROUPING: False} | manifest.settings}
         if before != identity:
             raise UsageError(
                 f"{dataset} is a dataset made with other arguments ({_difference(before, identity)}). "
@@ -31,12 +33,18 @@ def finished_manifest(dataset: str, identity: dict[str, Any]) -> Manifest | None
     job_uri = storage.join(dataset, INGEST, _JOB_NAME)
     if storage.exists(job_uri):
         before = storage.read_json(job_uri)
-        if before != identity:
+        # What is written before near-duplicates are looked for does not depend on whether they will be.
+        if _without_grouping(before) != _without_grouping(identity):
             raise UsageError(
                 f"{dataset} holds an unfinished ingest with other arguments ({_difference(before, identity)}). "
                 "Give the same arguments to go on, or add --overwrite to start anew."
             )
     return None
+
+
+def _without_grouping(identity: dict[str, Any]) -> dict[str, Any]:
+    settings = {key: value for key, value in identity.get("settings", {}).items() if key != _GROUPING}
+    return identity | {"settings": settings}
 
 
 def check_destination(dataset: str) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -48,7 +49,7 @@ class IngestSettings:
         val, test: shares of the splits where the source has none.
         group_duplicates: near-duplicates stay in one split, as groups do (see data.mending); False deals each alone.
         seed: of splits and order.
-        shuffle: False keeps the order of the source.
+        shuffle: False keeps the order of the source; what near-duplicates bring to another split comes last there.
         source_kind: see sources.open_source.
         image_column, label_column: of a Parquet source.
         class_names: the classes in the order of their labels; other labels go to quarantine. None: those found.
@@ -103,8 +104,7 @@ class IngestResult:
     Attributes:
         was_complete: the dataset was there already and nothing was done.
         written: split -> number of examples.
-        moved: how many of them are in another split than was dealt, so that near-duplicates lie in one.
-        remarks: what people should know of the splits, in sentences.
+        num_moved, remarks: see Manifest.
         quarantined, skipped: reason -> number of inputs.
         size_bytes: of all shards.
         seconds: of this run; images_per_second counts what this run read, listing included.
@@ -124,7 +124,7 @@ class IngestResult:
     size_bytes: int
     seconds: float
     images_per_second: float
-    moved: int = 0
+    num_moved: int = 0
     remarks: tuple[str, ...] = ()
 
 
@@ -168,7 +168,7 @@ def ingest(
     check_destination(dataset)
     if complete is not None:
         _clean(dataset, complete)
-        return _result(dataset, complete, None, time.perf_counter() - started, 0)
+        return _result(dataset, complete, True, time.perf_counter() - started, 0)
     with Scatter(settings.seed if settings.shuffle else None) as scatter:
         listing = list_source(opened, settings.class_names, scatter, lambda count: report("list", count, None))
         _check_classes(listing, source)
@@ -191,6 +191,7 @@ def ingest(
         report("compare", 0, None)
         mended = bring_together(writer, manifest, mended.records, dealt, engine)
         manifest = _manifest(writer, listing, mended.records, identity)
+        manifest = dataclasses.replace(manifest, num_moved=mended.num_moved, remarks=mended.remarks)
     if not manifest.balances:
         raise ManyeyesError(
             f"Internal error: {dataset} does not balance: "
@@ -199,7 +200,7 @@ def ingest(
         )
     manifest.save(dataset)
     _clean(dataset, manifest)
-    return _result(dataset, manifest, mended, time.perf_counter() - started, listing.num_entries)
+    return _result(dataset, manifest, False, time.perf_counter() - started, listing.num_entries)
 
 
 def _clean(dataset: str, manifest: Manifest) -> None:
@@ -327,13 +328,13 @@ def _manifest(writer: ShardWriter, listing: Listing, records: list[ShardRecord],
     )
 
 
-def _result(dataset: str, manifest: Manifest, mended: Mended | None, seconds: float, num_read: int) -> IngestResult:
+def _result(dataset: str, manifest: Manifest, was_complete: bool, seconds: float, num_read: int) -> IngestResult:
     if not manifest.balances:
         raise DatasetError(f"{dataset}: the counts in {MANIFEST_NAME} do not balance. Ingest again with --overwrite.")
     counts = manifest.counts
     return IngestResult(
         dataset=dataset,
-        was_complete=mended is None,
+        was_complete=was_complete,
         num_seen=manifest.num_seen,
         num_written=counts.num_written,
         written={split: sum(counts.written[split]) for split in SPLITS if split in counts.written},
@@ -346,8 +347,8 @@ def _result(dataset: str, manifest: Manifest, mended: Mended | None, seconds: fl
         size_bytes=sum(shard.size_bytes for shard in manifest.shards),
         seconds=seconds,
         images_per_second=num_read / seconds if seconds > 0 else 0.0,
-        moved=mended.num_moved if mended else 0,
-        remarks=mended.remarks if mended else (),
+        num_moved=manifest.num_moved,
+        remarks=manifest.remarks,
     )
 
 

@@ -98,6 +98,8 @@ class Manifest:
         image_shape: (height, width, channels) of every stored image, or None where they differ.
         num_seen: all inputs of the source; ingest checks it against `counts`.
         settings: what else the result depends on (seed, fractions …).
+        num_moved: examples that an ingest brought to another split than was dealt, beside near-duplicates.
+        remarks: what people should know of the splits, in sentences.
         view_of: URI of the dataset that has the shards, where this one is a view of it (see data.view).
     """
 
@@ -112,6 +114,8 @@ class Manifest:
     quarantine: tuple[ShardInfo, ...] = ()
     source: dict[str, Any] = field(default_factory=dict)
     settings: dict[str, Any] = field(default_factory=dict)
+    num_moved: int = 0
+    remarks: tuple[str, ...] = ()
     view_of: str | None = None
     manyeyes_version: str = ""
     format: str = FORMAT
@@ -133,8 +137,10 @@ class Manifest:
         return hashlib.sha256(storage.canonical_json(self.to_dict())).hexdigest()[:16]
 
     def to_dict(self) -> dict[str, Any]:
-        """As plain JSON values; what only views have is left out elsewhere."""
+        """As plain JSON values; what only views have, or datasets with near-duplicates, is left out elsewhere."""
         values = config.to_dict(self)
+        if not self.num_moved and not self.remarks:
+            del values["num_moved"], values["remarks"]
         if self.view_of is None:
             del values["view_of"]
             for shard in (*values["shards"], *values["quarantine"]):

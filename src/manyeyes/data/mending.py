@@ -20,12 +20,13 @@ import pyarrow as pa
 
 from manyeyes import config, storage
 from manyeyes.data.dataset import Dataset
-from manyeyes.data.duplicates import ChosenRows, choose_rows, find_duplicates
+from manyeyes.data.duplicates import DEFAULT_DISTANCE, ChosenRows, Duplicates, choose_rows, find_duplicates
 from manyeyes.data.labels import read_labels
 from manyeyes.data.manifest import Manifest, ShardInfo
 from manyeyes.data.shards import (
     INGEST,
     MAX_ROW_GROUP_BYTES,
+    WRITER_VERSION,
     ShardRecord,
     ShardWriter,
     finished_record,
@@ -38,6 +39,8 @@ from manyeyes.engines.base import Engine
 # In `.ingest`: the manifest of what was dealt, a view of the shards as they were first written.
 _DEALT = "dealt"
 _MAX_NAMES = 10
+# A row takes a row group to be read: of this many a task reads some gigabytes at most.
+_MAX_ROW_GROUPS = 512
 
 
 @dataclass(frozen=True)
@@ -66,38 +69,37 @@ def bring_together(
     Args:
         manifest: of all that was written.
         records: of all tasks.
-        dealt: the splits to which the ingest has dealt entries; what the source itself has put into others stays there.
+        dealt: the splits to which the ingest has dealt entries; none of them is empty. What the source itself has put
+            into others stays there.
 
     Raises:
         DatasetError: a shard is damaged.
     """
-    chosen = [record for record in records if record.shard is not None and record.split in dealt]
-    shards = tuple(record.shard for record in chosen if record.shard is not None)
+    stored = [record for record in records if record.shard is not None]
+    shards = tuple(record.shard for record in stored if record.shard is not None)
     uri = storage.join(writer.dataset, INGEST, _DEALT)
     dataclasses.replace(manifest, shards=shards, quarantine=(), view_of=writer.dataset).save(uri)
     dataset = Dataset(uri)
-    hashes = np.frombuffer(b"".join(base64.b64decode(record.hashes) for record in chosen), "<i8")
-    clusters = find_duplicates(dataset, engine, hashes=hashes).clusters
-    if (clusters < 0).all():
+    hashes = np.frombuffer(b"".join(base64.b64decode(record.hashes) for record in stored), "<i8")
+    found = find_duplicates(dataset, engine, hashes=hashes)
+    if (found.clusters < 0).all():
         return Mended(records)
     labels, groups = read_labels(dataset, engine, shards)
-    units = merge_units(groups, clusters, len(labels))
-    before = np.repeat([dealt.index(shard.split) for shard in shards], [shard.num_rows for shard in shards])
-    torn = np.flatnonzero(is_torn(units, before))
-    splits = before.copy()
-    splits[torn] = join_torn(torn, units[torn], labels, before, dealt, [f"{row:012d}" for row in torn.tolist()])
-    moved = np.flatnonzero(splits != before)
-    if not len(moved):
-        return Mended(records)
-    emptied = [name for split, name in enumerate(dealt) if (before == split).any() and not (splits == split).any()]
+    units = merge_units(groups, found.clusters, len(labels))
+    split_names = [*dealt, *sorted({shard.split for shard in shards} - set(dealt))]
+    of_rows = np.repeat([split_names.index(shard.split) for shard in shards], [shard.num_rows for shard in shards])
+    # What the source itself has put into a split takes no part.
+    before = np.where(of_rows < len(dealt), of_rows, -1)
+    splits = _joined(units, labels, before, dealt)
+    remarks = [*_of_search(found), *_of_given(found.clusters, of_rows, split_names, len(dealt))]
+    emptied = [name for split, name in enumerate(dealt) if not (splits == split).any()]
     if emptied:
-        return Mended(
-            records,
-            remarks=(
-                f"Near-duplicates lie in several splits: kept together they would leave {' and '.join(emptied)} empty. "
-                "They stay where they were dealt. For honest figures give val and test pictures of their own.",
-            ),
+        remarks.append(
+            f"Near-duplicates lie in several splits: kept together they would leave {' and '.join(emptied)} empty. "
+            "They stay where they were dealt. For honest figures give val and test pictures of their own."
         )
+        splits = before
+    moved = np.flatnonzero(splits != before)
     leaving = {chosen.shard.name: chosen for chosen in choose_rows(shards, moved)}
     tasks = [task for shard in shards if shard.name in leaving for task in _without(leaving[shard.name])]
     for split, name in enumerate(dealt):
@@ -108,8 +110,23 @@ def bring_together(
         else record
         for record in records
     ]
-    new = engine.map(functools.partial(write_again, dataset, writer), tasks)
-    return Mended([*kept, *new], len(moved), _remarks(writer.class_names, labels, before, splits, dealt))
+    new = engine.map(functools.partial(write_again, dataset, writer), tasks) if tasks else []
+    remarks += _of_lost(writer.class_names, labels, before, splits, dealt)
+    return Mended([*kept, *new], len(moved), tuple(remarks))
+
+
+def _joined(units: np.ndarray, labels: np.ndarray, before: np.ndarray, dealt: Sequence[str]) -> np.ndarray:
+    """The split of each example, int (n,), with no unit in several of those that were dealt; -1 stays."""
+    free = np.flatnonzero(before >= 0)
+    torn = free[is_torn(units[free], before[free])]
+    splits = before.copy()
+    splits[torn] = join_torn(torn, units[torn], labels, before, dealt, [f"{row:012d}" for row in torn.tolist()])
+    # As in dealing: a class that has a single picture is trained on.
+    train = dealt.index("train") if "train" in dealt else -1
+    lost = np.setdiff1d(labels[before == train], labels[splits == train])
+    back = np.isin(units[torn], units[torn][np.isin(labels[torn], lost)])
+    splits[torn[back]] = train
+    return splits
 
 
 @dataclass(frozen=True)
@@ -129,7 +146,7 @@ class RewriteTask:
     @property
     def fingerprint(self) -> str:
         """16 hex digits over all that the result depends on."""
-        digest = hashlib.sha256(f"{self.name}/{self.split}".encode())
+        digest = hashlib.sha256(f"{WRITER_VERSION}/{self.name}/{self.split}".encode())
         for part in self.parts:
             digest.update(part.shard.sha256.encode())
             digest.update(np.ascontiguousarray(part.rows, "<i8").tobytes())
@@ -196,24 +213,48 @@ def _without(leaving: ChosenRows) -> list[RewriteTask]:
 
 
 def _of_moved(split: str, parts: Sequence[ChosenRows], shards: Sequence[ShardInfo]) -> Iterator[RewriteTask]:
-    """Tasks for the rows that come to a split, no larger than the largest of `shards`."""
+    """Tasks for the rows that come to a split: about as large as the largest of `shards`, if rows are as the others."""
     max_rows, max_bytes = (max(getattr(shard, name) for shard in shards) for name in ("num_rows", "size_bytes"))
     taken: list[ChosenRows] = []
-    num_rows, num_bytes, number = 0, 0.0, 0
+    total, number = np.zeros(3), 0
     for part in parts:
-        size = len(part.rows) * part.shard.size_bytes / part.shard.num_rows
-        if taken and (num_rows + len(part.rows) > max_rows or num_bytes + size > max_bytes):
+        num_row_groups = sum(1 for _ in part.by_row_group())
+        size = np.array([len(part.rows), len(part.rows) * part.shard.size_bytes / part.shard.num_rows, num_row_groups])
+        if taken and (total + size > (max_rows, max_bytes, _MAX_ROW_GROUPS)).any():
             yield RewriteTask(f"{split}-moved-{number:05d}", split, tuple(taken))
-            taken, num_rows, num_bytes, number = [], 0, 0.0, number + 1
+            taken, total, number = [], np.zeros(3), number + 1
         taken.append(part)
-        num_rows, num_bytes = num_rows + len(part.rows), num_bytes + size
+        total += size
     if taken:
         yield RewriteTask(f"{split}-moved-{number:05d}", split, tuple(taken))
 
 
-def _remarks(
+def _of_search(found: Duplicates) -> list[str]:
+    if found.distance == DEFAULT_DISTANCE:
+        return []
+    return [
+        f"So many images look alike that near-duplicates were looked for within {found.distance} of 64 bits only "
+        f"(otherwise {DEFAULT_DISTANCE})."
+    ]
+
+
+def _of_given(clusters: np.ndarray, of_rows: np.ndarray, split_names: Sequence[str], num_dealt: int) -> list[str]:
+    """A sentence on examples that were dealt although the source holds out their near-duplicates."""
+    is_given = of_rows >= num_dealt
+    leaks = ~is_given & (clusters >= 0) & np.isin(clusters, clusters[is_given & (clusters >= 0)])
+    if not leaks.any():
+        return []
+    given = " and ".join(split_names[num_dealt:])
+    count = int(leaks.sum())
+    return [
+        f"{count:,} {'example has a near-duplicate' if count == 1 else 'examples have near-duplicates'} in {given}, as "
+        "the source has it. `manyeyes audit` lists them, and its --fix mends the splits."
+    ]
+
+
+def _of_lost(
     class_names: Sequence[str], labels: np.ndarray, before: np.ndarray, splits: np.ndarray, dealt: Sequence[str]
-) -> tuple[str, ...]:
+) -> list[str]:
     """Sentences on splits that have lost most of their examples, or the last one of some classes."""
     remarks = []
     for split, name in enumerate(dealt):
@@ -221,13 +262,13 @@ def _remarks(
         if 2 * has.sum() < had.sum():
             remarks.append(
                 f"{name} has {has.sum():,} examples, where {had.sum():,} were dealt to it: most of the others are "
-                "near-duplicates of examples elsewhere. --no-group-duplicates deals them all the same."
+                "near-duplicates of examples elsewhere."
             )
         lost = [class_names[label] for label in np.flatnonzero((had > 0) & (has == 0)).tolist()]
         if lost:
             some = ", ".join(lost[:_MAX_NAMES]) + (" …" if len(lost) > _MAX_NAMES else "")
             remarks.append(
-                f"{name} has no example of {len(lost)} of {len(class_names)} classes ({some}): all of theirs are "
-                "near-duplicates of each other. --no-group-duplicates deals them all the same."
+                f"{name} has no example of {len(lost)} of {len(class_names)} classes ({some}): what was dealt to it "
+                "are near-duplicates of examples elsewhere."
             )
-    return tuple(remarks)
+    return remarks

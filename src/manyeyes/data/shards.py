@@ -27,7 +27,7 @@ from manyeyes.imaging.preprocessing import Preprocessing
 # What an unfinished ingest knows about itself; removed when the manifest is published.
 INGEST = ".ingest"
 # Part of every task's fingerprint: raise it when the same task would write other bytes.
-_WRITER_VERSION = 2
+WRITER_VERSION = 2
 MAX_ROW_GROUP_BYTES = 1 << 30
 _JPEG_OPTIONS = [
     cv2.IMWRITE_JPEG_QUALITY,
@@ -87,7 +87,7 @@ class ShardTask:
     def fingerprint(self) -> str:
         """16 hex digits over all that the result depends on."""
         writer = config.to_dict(self.writer) | {"dataset": ""}
-        content = [_WRITER_VERSION, self.name, writer, [entry.to_json() for entry in self.entries], self.labels]
+        content = [WRITER_VERSION, self.name, writer, [entry.to_json() for entry in self.entries], self.labels]
         return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
 
 
