@@ -5,8 +5,8 @@
 The table names 1,000 small PNG files again and again, so that a run of millions fits on a disk; to the driver each
 row is an entry of its own; near-duplicates are dealt one by one (`--no-group-duplicates`). With --distinct the source
 is an IDX file of as many different images, one in a hundred in a second version, and near-duplicates are looked for
-and brought together, which takes the driver some memory for each image. Every size runs in a process of its own, which reports its own peak memory (not its
-workers') and the CPU time that it and its workers used.
+and brought together, which takes the driver some memory for each image. Every size runs in a process of its own, which
+reports its own peak memory (not its workers') and the CPU time that it and its workers used.
 """
 
 from __future__ import annotations
