@@ -149,7 +149,7 @@ class EngineContract(_EngineSuite):
         driver = self.start_driver(large_items_driver, str(tmp_path))
         assert driver.wait(timeout=300) == 0
         report = json.loads((tmp_path / "report.json").read_text())
-        assert report["num_bytes"] == 48 << 23
+        assert report["num_bytes"] == 80 << 23
         # What an engine itself needs, such as PySpark's modules, is up to 100 MiB of it.
         assert report["growth_bytes"] < report["num_bytes"] / 2
 
@@ -367,9 +367,9 @@ def endless_driver(engine_name: str, num_workers: int, settings: dict[str, Any],
 
 
 def large_items_driver(engine_name: str, num_workers: int, settings: dict[str, Any], directory: str) -> None:
-    """Driver that feeds 48 items of 8 MiB and reports by how much its memory grew at most."""
+    """Driver that feeds 80 items of 8 MiB and reports by how much its memory grew at most."""
     before = peak_memory_bytes()
-    items = (LargeItem(bytes(1 << 23)) for _ in range(48))
+    items = (LargeItem(bytes(1 << 23)) for _ in range(80))
     num_bytes = create_engine(engine_name, num_workers, settings).map_reduce(size_of_item, operator.add, items)
     report = {"num_bytes": num_bytes, "growth_bytes": peak_memory_bytes() - before}
     (Path(directory) / "report.json").write_text(json.dumps(report))
