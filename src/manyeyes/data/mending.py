@@ -21,11 +21,11 @@ import pyarrow as pa
 from manyeyes import config, storage
 from manyeyes.data.dataset import Dataset
 from manyeyes.data.duplicates import DEFAULT_DISTANCE, ChosenRows, Duplicates, choose_rows, find_duplicates
-from manyeyes.data.labels import read_labels
 from manyeyes.data.manifest import Manifest, ShardInfo
 from manyeyes.data.shards import (
     INGEST,
     MAX_ROW_GROUP_BYTES,
+    RECORD_ROW,
     WRITER_VERSION,
     ShardRecord,
     ShardWriter,
@@ -33,7 +33,7 @@ from manyeyes.data.shards import (
     publish_shard,
     shard_schema,
 )
-from manyeyes.data.splits import is_torn, join_torn, merge_units
+from manyeyes.data.splits import is_torn, join_relations, join_torn
 from manyeyes.engines.base import Engine
 
 # In `.ingest`: the manifest of what was dealt, a view of the shards as they were first written.
@@ -80,12 +80,12 @@ def bring_together(
     uri = storage.join(writer.dataset, INGEST, _DEALT)
     dataclasses.replace(manifest, shards=shards, quarantine=(), view_of=writer.dataset).save(uri)
     dataset = Dataset(uri)
-    hashes = np.frombuffer(b"".join(base64.b64decode(record.hashes) for record in stored), "<i8")
-    found = find_duplicates(dataset, engine, hashes=hashes)
+    rows = np.frombuffer(b"".join(base64.b64decode(record.rows) for record in stored), RECORD_ROW)
+    found = find_duplicates(dataset, engine, hashes=np.ascontiguousarray(rows["phash"]))
     if (found.clusters < 0).all():
         return Mended(records)
-    labels, groups = read_labels(dataset, engine, shards)
-    units = merge_units(groups, found.clusters, len(labels))
+    labels = np.ascontiguousarray(rows["label"])
+    units = join_relations(np.ascontiguousarray(rows["group"]), found.clusters)
     split_names = [*dealt, *sorted({shard.split for shard in shards} - set(dealt))]
     of_rows = np.repeat([split_names.index(shard.split) for shard in shards], [shard.num_rows for shard in shards])
     # What the source itself has put into a split takes no part.

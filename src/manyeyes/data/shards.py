@@ -101,7 +101,7 @@ class ShardRecord:
         shard, quarantine: the files, where there are rows for them.
         written: number of rows by label (as a decimal string, for JSON).
         quarantined: number of rows by reason.
-        hashes: the perceptual hashes of the shard's rows: base64 of little-endian int64.
+        rows: what the search for near-duplicates needs of each row of the shard: base64 of RECORD_ROW.
     """
 
     fingerprint: str
@@ -111,7 +111,11 @@ class ShardRecord:
     quarantine: ShardInfo | None
     written: dict[str, int]
     quarantined: dict[str, int]
-    hashes: str = ""
+    rows: str = ""
+
+
+# Of the group's name a number stands for it; -1 is an example without a group.
+RECORD_ROW = np.dtype([("phash", "<i8"), ("group", "<i8"), ("label", "<i4")])
 
 
 @dataclass(frozen=True, slots=True)
@@ -165,10 +169,18 @@ def write_shard(task: ShardTask) -> ShardRecord:
         quarantine=quarantine,
         written={str(label): count for label, count in sorted(Counter(example.label for example in examples).items())},
         quarantined=dict(sorted(Counter(row.reason.value for row in refused).items())),
-        hashes=base64.b64encode(np.array([example.phash for example in examples], "<i8").tobytes()).decode(),
+        rows=base64.b64encode(np.array([_record_row(example) for example in examples], RECORD_ROW).tobytes()).decode(),
     )
     storage.write_json(record_uri, config.to_dict(record))
     return record
+
+
+def _record_row(example: _Example) -> tuple[int, int, int]:
+    group = -1
+    if example.group is not None:
+        digest = hashlib.blake2b(example.group.encode("utf-8", "surrogateescape"), digest_size=8).digest()
+        group = int.from_bytes(digest, "little") >> 1
+    return example.phash, group, example.label
 
 
 def row_group_rows(encoding: Encoding, image_shape: tuple[int, int, int] | None) -> int:

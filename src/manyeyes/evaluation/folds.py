@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import hashlib
 from dataclasses import dataclass
 
@@ -11,7 +12,6 @@ import numpy as np
 from manyeyes import storage
 from manyeyes.data.dataset import Dataset
 from manyeyes.data.duplicates import find_duplicates
-from manyeyes.data.labels import read_labels
 from manyeyes.data.manifest import ShardInfo
 from manyeyes.data.splits import assign_units, kfold, merge_units
 from manyeyes.data.view import ViewRows, write_view
@@ -132,8 +132,20 @@ def divide(dataset: Dataset, settings: FoldSettings, engine: Engine) -> Folds:
     """
     settings = settings.for_dataset(dataset)
     shards = tuple(shard for split in settings.splits for shard in dataset.split(split).shards)
-    labels, groups = read_labels(dataset, engine, shards)
+    found = engine.map(functools.partial(_read_labels, dataset), shards)
+    labels = np.concatenate([labels for labels, _ in found])
+    groups = [group for _, of_shard in found for group in of_shard]
     clusters = find_duplicates(dataset, engine, shards=shards).clusters if settings.group_duplicates else None
     units = merge_units(groups, clusters, len(labels))
     assignments = [kfold(labels, None, settings.folds, settings.seed + i, units) for i in range(settings.repeats)]
     return Folds(settings, shards, labels, units, np.stack(assignments))
+
+
+def _read_labels(dataset: Dataset, shard: ShardInfo) -> tuple[np.ndarray, list[str | None]]:
+    with dataset.open_shard(shard) as reader:
+        tables = [reader.read_table(index, ("label", "group")) for index in range(len(shard.row_group_rows))]
+    labels = np.array([label for table in tables for label in table.column("label").to_pylist()], np.int32)
+    # A dataset that another program wrote may have no groups.
+    if not tables or "group" not in tables[0].column_names:
+        return labels, [None] * len(labels)
+    return labels, [group for table in tables for group in table.column("group").to_pylist()]
