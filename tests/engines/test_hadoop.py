@@ -9,7 +9,6 @@ import operator
 import os
 import re
 import shutil
-import signal
 import subprocess
 import sys
 import threading
@@ -106,27 +105,6 @@ def test_a_function_of_the_script_that_runs_is_refused(engine, monkeypatch):
     monkeypatch.setattr(square, "__module__", "__main__")
     with pytest.raises(EngineError, match=r"square can't be sent.*Move it to a module"):
         engine.map(square, [1])
-
-
-def test_a_job_ends_right_when_a_container_is_killed_in_the_middle(engine, cluster, caplog):
-    killed: list[int] = []
-
-    def kill_one() -> None:
-        wait_until(lambda: bool(task_processes(cluster)), 180)
-        time.sleep(1)  # let it begin a task
-        # The Java process of the container, which Hadoop Streaming runs in.
-        mapper = task_processes(cluster)[0]
-        killed.append(int(Path(f"/proc/{mapper}/stat").read_text().rpartition(")")[2].split()[1]))
-        os.kill(killed[0], signal.SIGKILL)
-
-    killer = threading.Thread(target=kill_one)
-    killer.start()
-    delays = [0.5 + index / 1000 for index in range(12)]
-    with caplog.at_level(logging.INFO, logger="manyeyes.engines"):
-        assert engine.map(sleep_and_return, delays) == delays
-    killer.join()
-    assert killed
-    assert "1 failed, 0 killed" in "\n".join(caplog.messages)
 
 
 def test_a_task_whose_containers_always_end_is_named(engine):
