@@ -200,7 +200,7 @@ def test_a_datanode_killed_in_mid_ingest_changes_nothing(source, expected, small
     assert digests(dataset) == expected
 
 
-@pytest.mark.parametrize("engine", ["local", "spark", "hadoop"])
+@pytest.mark.parametrize("engine", ["spark", "hadoop"])  # of local ones tests/data/test_ingest_resume.py
 def test_what_was_done_before_the_driver_was_killed_is_not_done_again(
     engine, source, expected, tmp_path, request, monkeypatch
 ):

@@ -213,7 +213,6 @@ def test_every_file_system_holds_the_same_bytes(expected, verb):
 
 
 RUNS = [
-    Run("local-1", "local", 1, predicts_in=("local",)),
     Run("local-3", "local", 3, predicts_in=("hdfs",)),
     Run("spark-standalone", "spark", None, {"master": "SPARK"}, predicts_in=("local", "s3")),
     Run("hadoop", "hadoop", 2, ingests_in=("hdfs", "s3"), predicts_in=("hdfs",)),
