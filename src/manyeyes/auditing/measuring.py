@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import hashlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
@@ -13,6 +12,7 @@ import numpy as np
 from manyeyes.auditing.order import in_order
 from manyeyes.data.dataset import Dataset, Split
 from manyeyes.data.duplicates import pixels_of
+from manyeyes.data.splits import group_number
 from manyeyes.engines.base import Engine
 from manyeyes.evaluation.tasks import Part, cut
 from manyeyes.imaging.phash import perceptual_hash
@@ -105,16 +105,9 @@ def _measure_part(dataset: Dataset, part: Part) -> bytes:
                     height, width = known["height"][row], known["width"][row]
                 phash = known["phash"][row] if "phash" in known else perceptual_hash(pixels)
                 looks = (width * height, width / height, *_look(pixels))
-                measured[at] = (int(group.labels[row]), _number(group.groups[row]), phash, *looks)
+                measured[at] = (int(group.labels[row]), group_number(group.groups[row]), phash, *looks)
                 at += 1
     return measured.tobytes()
-
-
-def _number(group: str | None) -> int:
-    if group is None:
-        return -1
-    digest = hashlib.blake2b(group.encode("utf-8", "surrogateescape"), digest_size=8).digest()
-    return int.from_bytes(digest, "little") >> 1
 
 
 def _look(image: np.ndarray) -> tuple[float, float]:

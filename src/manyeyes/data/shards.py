@@ -19,6 +19,7 @@ from manyeyes import config, storage
 from manyeyes.data.manifest import QUARANTINE, SHARDS, Encoding, ShardInfo
 from manyeyes.data.quarantine import MAX_KEPT_BYTES, QuarantineRow, encode_quarantine
 from manyeyes.data.sources.base import Source, SourceEntry
+from manyeyes.data.splits import group_number
 from manyeyes.errors import ImageError, Reason
 from manyeyes.imaging.decode import DecodeLimits, decode, inspect
 from manyeyes.imaging.phash import perceptual_hash
@@ -114,7 +115,7 @@ class ShardRecord:
     rows: str = ""
 
 
-# Of the group's name a number stands for it; -1 is an example without a group.
+# Of the group its number (see splits.group_number).
 RECORD_ROW = np.dtype([("phash", "<i8"), ("group", "<i8"), ("label", "<i4")])
 
 
@@ -161,6 +162,7 @@ def write_shard(task: ShardTask) -> ShardRecord:
     if refused:
         buffer, sizes = encode_quarantine(refused)
         quarantine = _publish(storage.join(writer.dataset, QUARANTINE, name), buffer, name, "", sizes)
+    rows = np.array([(each.phash, group_number(each.group), each.label) for each in examples], RECORD_ROW)
     record = ShardRecord(
         fingerprint=fingerprint,
         split=task.split,
@@ -169,18 +171,10 @@ def write_shard(task: ShardTask) -> ShardRecord:
         quarantine=quarantine,
         written={str(label): count for label, count in sorted(Counter(example.label for example in examples).items())},
         quarantined=dict(sorted(Counter(row.reason.value for row in refused).items())),
-        rows=base64.b64encode(np.array([_record_row(example) for example in examples], RECORD_ROW).tobytes()).decode(),
+        rows=base64.b64encode(rows.tobytes()).decode(),
     )
     storage.write_json(record_uri, config.to_dict(record))
     return record
-
-
-def _record_row(example: _Example) -> tuple[int, int, int]:
-    group = -1
-    if example.group is not None:
-        digest = hashlib.blake2b(example.group.encode("utf-8", "surrogateescape"), digest_size=8).digest()
-        group = int.from_bytes(digest, "little") >> 1
-    return example.phash, group, example.label
 
 
 def row_group_rows(encoding: Encoding, image_shape: tuple[int, int, int] | None) -> int:

@@ -143,6 +143,13 @@ def merge_units(groups: Sequence[str | None] | None, clusters: np.ndarray | None
     return join_relations(*relations)
 
 
+def group_number(group: str | None) -> int:
+    """A number that stands for a group's name in a relation (see join_relations): 63 bits of a hash, -1 for None."""
+    if group is None:
+        return -1
+    return int.from_bytes(hashlib.blake2b(_bytes(group), digest_size=8).digest(), "little") >> 1
+
+
 def join_relations(*relations: np.ndarray) -> np.ndarray:
     """As merge_units; each relation is int (n,): equal where examples belong together, -1 where one is alone."""
     edges = []
